@@ -61,7 +61,8 @@ are empty when the check passed. Checks that don't apply to a node are left out.
 `users` (group `nomad`), `limit`, `export` and `confined` (group `storage`) and `elections` (group
 `node`: how long an election of Consul's is by its timing, and whether this machine leads it) are
 information only: they never fail; nor does `flags` where it names files whose `chattr`
-flags a failover loses, nor `set-uid` where only the operator's own mount of the disk lets such programs work.
+flags a failover loses, nor `set-uid` where only the operator's own mount of the disk lets
+such programs work.
 
 | group | check | when it is bad |
 |---|---|---|

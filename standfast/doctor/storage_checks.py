@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from standfast.assembly.parts import open_store, parts
 from standfast.config.model import Config
@@ -73,7 +74,7 @@ def lines(config: Config) -> list[Finding]:
     except StandfastError:  # there is no such user here
         return []
     second, of_system = own.with_name(f"{own.name}2"), SYSTEM_KEYS / user
-    looks = {
+    looks: dict[Path, Callable[[], bytes]] = {
         own: lambda: own_keys(own, owner),
         second: lambda: own_keys(second, owner),  # which sshd reads by default as well
         of_system: lambda: system_keys(of_system),

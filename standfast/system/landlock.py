@@ -42,7 +42,8 @@ _NOTHING = Path("/dev/null")
 @contextlib.contextmanager
 def confined(places: Sequence[Path] | None) -> Iterator[None]:
     """Lets programs that are started inside open files below `places`, and read those where
-    programs are, and no others. Directories they may list everywhere. None, or without Landlock: as ever.
+    programs are, and no others. Directories they may list everywhere. None, or without
+    Landlock: as ever.
 
     Starting one raises OSError where Landlock is there and refuses.
     """

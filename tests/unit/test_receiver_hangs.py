@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -97,12 +98,17 @@ def test_a_conversation_that_can_not_be_killed_keeps_nobody_else_waiting(place: 
         wait_for(lambda: children(place, other) == [], 30, "all that ended are gone")
 
 
+def has_children(place: Place, hangs: socket.socket, count: int) -> bool:
+    return len(children(place, hangs)) == count
+
+
 def test_what_hangs_on_one_volume_takes_no_place_of_another(place: Place) -> None:
     for number in range(MOST_OF_VOLUME):  # by a line that names the volume, or none
         by_line = number % 2 == 0
         asked = "" if by_line else "standfast receive sick"
         hangs = place.hand_over("sick" if by_line else "", asked=asked)
-        wait_for(lambda n=number, who=hangs: len(children(place, who)) == n + 1, 30, "taken over")
+        taken = partial(has_children, place, hangs, number + 1)
+        wait_for(taken, 30, "taken over")
         hangs.close()
     with place.hand_over("sick") as one_more:
         assert is_busy(one_more.recv(4096))

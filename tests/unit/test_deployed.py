@@ -131,6 +131,14 @@ def test_a_process_that_has_to_be_there_has_a_watchdog(process: str) -> None:
     assert re.search(r"^Restart=(always|on-failure)$", text, re.M)
 
 
+def test_what_conversations_are_handed_to_has_a_watchdog() -> None:
+    text = (CHECKOUT / "systemd/standfast-receive.service").read_text()
+    [seconds] = re.findall(r"^WatchdogSec=(\d+)s$", text, re.M)
+    assert 20 <= int(seconds) <= 60
+    for line in ("NotifyAccess=main", "Restart=on-failure", "LimitCORE=0"):
+        assert f"\n{line}\n" in text
+
+
 def test_the_guard_comes_before_the_exports() -> None:
     lines = (CHECKOUT / "systemd/nfs-server.service.d/standfast.conf").read_text().splitlines()
     pre = [line for line in lines if line.startswith("ExecStartPre=")]

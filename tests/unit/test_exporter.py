@@ -278,22 +278,24 @@ def test_a_connection_that_is_kept_has_as_long_for_each_answer(
 ) -> None:
     """Ours keep none today (`web.application`): a route that told its length would."""
 
-    def here(_: object, start: Any) -> list[bytes]:
-        start("200 OK", [("Content-Length", "4")])
-        return [b"here"]
+    large = b"x" * (16 << 20)  # what fits into the kernel's buffers is taken at once
 
-    monkeypatch.setattr(server, "TAKING_S", 0.5)
+    def here(_: object, start: Any) -> list[bytes]:
+        start("200 OK", [("Content-Length", str(len(large)))])
+        return [large]
+
+    monkeypatch.setattr(server, "TAKING_S", 2.0)
     with (
         serving(here) as (port, _),
         contextlib.closing(HTTPConnection("127.0.0.1", port, timeout=patient(20.0))) as client,
     ):
         client.connect()
         first = client.sock
-        for _ in range(3):
+        for pause_s in (2.1, 0.0):
             client.request("GET", "/")
-            assert client.getresponse().read() == b"here"
+            assert len(client.getresponse().read()) == len(large)
             assert client.sock is first, "it is the same one"
-            time.sleep(0.6)
+            time.sleep(pause_s)
 
 
 # Options

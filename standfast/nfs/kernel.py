@@ -38,6 +38,7 @@ from standfast.nfs.state import (
     SETTINGS,
     ClientRecords,
     exports_anything,
+    kernel_threads,
     unfenced,
     write_settings,
 )
@@ -52,7 +53,8 @@ from standfast.system.threads import SingleFlight
 log = logging.getLogger(__name__)
 
 EXPORTED = Path("/var/lib/nfs/etab")
-NFSD = Path("/proc/fs/nfsd")
+PROC = Path("/proc")
+NFSD = PROC / "fs/nfsd"
 FSID = re.compile(r"fsid=([0-9a-fA-F-]+)")
 COMMAND_S = 10.0
 LOOK_S = 0.5
@@ -87,8 +89,10 @@ class KernelNfs:
         nfsd: Path = NFSD,
         settings: Path = SETTINGS,
         clients: Path = CLIENTS,
+        proc: Path = PROC,
     ) -> None:
         self._config = config
+        self._proc = proc
         self._units = units
         self._etc = etc
         self._file = own_file(config, etc)
@@ -249,11 +253,11 @@ class KernelNfs:
             sleep(POLL_S)
 
     def threads(self) -> int:
-        """Returns the number of nfsd's threads; without the nfsd file system there are none."""
+        """Returns the number of nfsd's threads."""
         try:
             return int((self._nfsd / "threads").read_text())
-        except FileNotFoundError:
-            return 0
+        except FileNotFoundError:  # there are none, or that file system isn't mounted here
+            return kernel_threads("nfsd", self._proc)
         except (OSError, ValueError) as error:
             raise StandfastError(f"{self._nfsd}/threads can't be read: {error}") from error
 

@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 SETTINGS = Path("/etc/nfs.conf.d/standfast.conf")
 CLIENTS = Path("/var/lib/nfs/nfsdcld/main.sqlite")
+KTHREADD = 2
+"""Its process id, on every Linux."""
 BUSY_S = 2.0
 """How long another writer of the database is waited for."""
 
@@ -152,3 +154,15 @@ def exports_anything(*files: Path) -> bool:
         if next(entries(text), None) is not None:
             return True
     return False
+
+
+def kernel_threads(name: str, proc: Path) -> int:
+    """Returns how many threads of the kernel have this name. A program can take the name, but it is
+    no child of kthreadd's."""
+    count = 0
+    for process in proc.glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended
+            head, _, rest = read_foreign_text(process / "stat").rpartition(") ")
+            _state, parent, *_more = rest.split(" ", 2)
+            count += head.endswith(f" ({name}") and int(parent) == KTHREADD
+    return count

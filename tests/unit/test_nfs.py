@@ -124,6 +124,7 @@ class Host:
             nfsd=directory / "nfsd",
             settings=directory / "nfs.conf.d/standfast.conf",
             clients=directory / "main.sqlite",
+            proc=directory / "proc",
         )
 
     @property
@@ -863,3 +864,19 @@ def test_a_drop_in_that_systemd_has_not_read_is_written_or_removed_again(
     systemctl("")
     units.remove_drop_in("a.mount", "x", soon(5))
     assert not path.exists()
+
+
+def test_threads_are_seen_where_the_files_of_nfsd_are_not_mounted(host: Host) -> None:
+    """Else a server that runs counts as one that was stopped."""
+    host.threads(8)
+    (host.directory / "nfsd/threads").unlink()
+    assert not host.nfs.is_running()
+    for pid, name, parent in (
+        (70, "nfsd", 2),
+        (71, "nfsd", 2),
+        (72, "nfsd", 1),
+        (73, "nfsd) x", 2),
+    ):
+        (host.directory / f"proc/{pid}").mkdir(parents=True)
+        (host.directory / f"proc/{pid}/stat").write_text(f"{pid} ({name}) S {parent} 0 0\n")
+    assert host.nfs.threads() == 2

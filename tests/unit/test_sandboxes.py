@@ -21,8 +21,8 @@ MOST = {
     "standfast-agent@.service": 67,
     "standfast-ended@.service": 12,
     "standfast-exporter.service": 22,
-    "standfast-lease@.service": 42,
-    "standfast-lost@.service": 42,
+    "standfast-lease@.service": 43,
+    "standfast-lost@.service": 43,
     "standfast-nomad@.service": 22,
     "standfast-receive.service": 39,
     "standfast-replicate@.service": 35,
@@ -81,6 +81,16 @@ def test_what_has_to_appear_on_the_host_is_mounted_in_its_namespace(name: str) -
     if "resync" not in name:
         # A copy of the host's name as it was at the start: what mounts later goes by that one.
         assert "ProtectHostname=" not in text
+
+
+@pytest.mark.parametrize("name", ["standfast-lease@", "standfast-lost@"])
+def test_who_ends_the_server_sees_what_is_mounted_later(name: str) -> None:
+    """nfsd's files are mounted with the server: in a /proc of the unit's own they never appear."""
+    text = (UNITS / f"{name}.service").read_text()
+    assert not re.search(
+        r"(?m)^(ProtectControlGroups|ProtectKernelTunables|ProtectProc|ProcSubset|PrivatePIDs)=",
+        text,
+    )
 
 
 @pytest.mark.parametrize("name", MOST)

@@ -108,4 +108,4 @@ def test_the_guides_install_by_the_lock() -> None:
     for name in ("README.md", "docs/operators-guide.md"):
         text = (CHECKOUT / name).read_text()
         assert "pip install --require-hashes -r requirements-runtime.lock" in text, name
-        assert "pip install --no-deps standfast-" in text, name
+        assert "pip install --no-deps --force-reinstall standfast-" in text, name

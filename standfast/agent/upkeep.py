@@ -54,6 +54,8 @@ def keep_up(agent: Agent) -> None:
         log.error("the agent has not looked for %g s: not vouching for the server", STUCK_S)
         return
     own = seen.local.own
+    if own is None:
+        agent.sick = None  # it was said of an epoch that is over
     parts: list[Callable[[], None]] = []
     if served is not None:
         parts += _of_primary(agent, served, sick if holds else _ailment(agent, stuck))

@@ -83,6 +83,14 @@ def test_a_standby_loses_a_leftover_registration(node: FakeNode) -> None:
     assert node.consul.local_services() == {}
 
 
+def test_a_sickness_is_over_with_its_epoch(node: FakeNode) -> None:
+    """A firewall that was flushed up to the switchover, say."""
+    agent = agent_that_saw(node, None)
+    agent.sick = "the fence's rules are not in place"
+    keep_up(agent)
+    assert agent.sick is None
+
+
 def test_a_promotion_that_ended_since_the_last_look_stays_registered_and_open(
     node: FakeNode,
 ) -> None:

@@ -20,7 +20,7 @@ from standfast.consul.values import Instance
 from standfast.system.clock import Deadline
 from standfast.system.mountinfo import canonical
 
-DOORS_S = 0.6
+DOORS_S = 0.4
 """For the answers of all doors. What is slower is taken for a leftover: in doubt
 whoever may write an entry could keep everybody from serving."""
 MOST_ASKED = 16

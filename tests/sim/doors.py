@@ -160,7 +160,21 @@ def entered(world: SimWorld) -> Iterator[None]:
         )
         execute(plan, WatchedEffects(seat, plan, table), progress, reached)
 
+    class Gateway:
+        """Of the node whose operator asks. Several may at once: nothing is replaced for one."""
+
+        @staticmethod
+        def from_config(config: object) -> object:
+            seats = (seat for node in world.nodes.values() for seat in node.seats.values())
+            return next(seat for seat in seats if seat.config is config).client(5.0)
+
+    def print_done(_json: bool, text: str, **_: object) -> None:
+        world.log(f"{here()[0].name}: accept-epoch: {text}")
+
     replaced: Sequence[tuple[object, str, object]] = (
+        (accept_epoch, "load_volume", lambda seat: seat.config),
+        (accept_epoch, "ConsulGateway", Gateway),
+        (accept_epoch, "print_done", print_done),
         (clock, "time", SimTime(clockwork)),
         (clock, "started_at", at_the_kernels_start),
         (files, "os", FilesOs(world)),
@@ -232,17 +246,5 @@ class WatchedEffects(Mapping[Do, Callable[[], None]]):
 
 def run_accept_epoch(seat: Seat) -> None:
     """`standfast accept-epoch`, as an operator runs it on the node."""
-    said: list[str] = []
-
-    class Gateway:
-        @staticmethod
-        def from_config(_config: object) -> object:
-            return seat.client(5.0)
-
-    with (
-        patch.object(accept_epoch, "load_volume", lambda _volume: seat.config),
-        patch.object(accept_epoch, "ConsulGateway", Gateway),
-        patch.object(accept_epoch, "print_done", lambda _json, text, **_: said.append(text)),
-    ):
-        accept_epoch.run(SimpleNamespace(volume=None, json=False, dry_run=False))  # type: ignore[arg-type]
-    seat.node.world.log(f"{seat.node.name}: accept-epoch: {said}")
+    asked = SimpleNamespace(volume=seat, json=False, dry_run=False)
+    accept_epoch.run(asked)  # type: ignore[arg-type]

@@ -89,6 +89,37 @@ def test_a_frozen_agent_is_started_anew_by_its_watchdog(cluster: WithNomad) -> N
         node.run("systemctl", "restart", AGENT)
 
 
+RECEIVER = "standfast-receive.service"
+
+
+@pytest.mark.timeout(180)
+def test_a_frozen_receiver_is_started_anew_by_its_watchdog(cluster: WithNomad) -> None:
+    """Within seconds here, half a minute as shipped; one that waits for work is left alone."""
+    name = cluster.primary()
+    node = next(node for node in cluster.storage if node.name != name)
+    shipped = node.run("systemctl", "show", "-P", "WatchdogUSec", RECEIVER).stdout.strip()
+    assert shipped == "30s"
+    changed = f"/run/systemd/system/{RECEIVER}.d/watchdog.conf"
+    before = cluster.moment(node.name)
+    try:
+        node.write(changed, "[Service]\nWatchdogSec=3s\nTimeoutAbortSec=1s\n")
+        node.run("systemctl", "daemon-reload")
+        node.run("systemctl", "restart", RECEIVER)
+        first = main_pid(node, RECEIVER)
+        time.sleep(6.0)
+        assert main_pid(node, RECEIVER) == first, "it says so while nothing happens, too"
+        node.freeze_unit(RECEIVER)
+        node.wait_for(
+            lambda: main_pid(node, RECEIVER) not in ("0", first), 60.0, "the next receiver runs"
+        )
+        assert "Watchdog timeout" in said_since(node, RECEIVER, before)
+        cluster.wait_until_replicated(name)
+    finally:
+        node.run("rm", "-f", changed)
+        node.run("systemctl", "daemon-reload")
+        node.run("systemctl", "restart", RECEIVER)
+
+
 def test_a_restarted_consul_agent_on_the_primary_is_no_event(cluster: WithNomad) -> None:
     undisturbed(cluster, restart_consul)
 

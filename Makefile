@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv wheel demo test lab kernel-lab torture fresh check bench soak clean
+.PHONY: help venv wheel demo test lab kernel-lab torture fresh check docs bench soak clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -49,8 +49,11 @@ torture: $(READY) ## long searches: make torture MINUTES=30
 fresh: ## both commands of the README on a bare Debian 12, as a user and as root (root)
 	@tests/tools/fresh
 
-check: $(READY) ## ruff, mypy, shellcheck, unit files, alert rules
+check: $(READY) ## ruff, mypy, shellcheck, unit files, alert rules, the pages' links
 	@tests/tools/static-checks
+
+docs: $(READY) ## the pages as a site: build/docs/docs/index.html
+	@tests/tools/docs
 
 bench: $(READY) ## measure, and write docs/benchmarks.md (root: all of it): make bench ARGS="--quick guard"
 	@if [[ $$(id -u) == 0 ]]; then tests/tools/lab-packages; fi

@@ -31,6 +31,7 @@ class Reason(StrEnum):
     # Blocked: somebody has to do something
     MANUAL_MODE = "manual-mode"
     PAUSED = "paused"
+    ON_HOLD = "on-hold"
     DEMOTED = "demoted"
     HOOK_VETOED = "hook-vetoed"
     NOT_A_CANDIDATE = "not-a-candidate"

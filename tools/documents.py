@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from standfast.cli.commands import COMMANDS, Argument, Command, visible
+from standfast.cli.command import Argument, Command
+from standfast.cli.commands import COMMANDS, visible
 from standfast.cli.parser import DESCRIPTION
 from standfast.doctor.causes import CAUSES
 from tools.completion import script

@@ -5,7 +5,7 @@
 #    source ~/.local/share/bash_completion/standfast
 # See also: https://github.com/scop/bash-completion/blob/main/doc/configuration.md
 
-_shtab_standfast_standby_subparsers=(add authorize remove list)
+_shtab_standfast_standby_subparsers=(add authorize remove hold release list)
 _shtab_standfast_client_subparsers=(units)
 _shtab_standfast_config_subparsers=(check example)
 _shtab_standfast_subparsers=(status doctor promote switchover failback demote pause resume history replicate standby snapshots prune verify accept-epoch guard receive remount client config completion demo)
@@ -23,6 +23,8 @@ _shtab_standfast_replicate_option_strings=(-h --help --volume --dry-run --json -
 _shtab_standfast_standby_add_option_strings=(-h --help --volume --dry-run --json --quiet --install-key --timeout)
 _shtab_standfast_standby_authorize_option_strings=(-h --help --volume --dry-run --json --file --from)
 _shtab_standfast_standby_remove_option_strings=(-h --help --volume --dry-run --json)
+_shtab_standfast_standby_hold_option_strings=(-h --help --volume --dry-run --json --reason)
+_shtab_standfast_standby_release_option_strings=(-h --help --volume --dry-run --json)
 _shtab_standfast_standby_list_option_strings=(-h --help --volume --json)
 _shtab_standfast_standby_option_strings=(-h --help)
 _shtab_standfast_snapshots_option_strings=(-h --help --volume --json --all)
@@ -59,6 +61,10 @@ _shtab_standfast_standby_authorize___volume_COMPGEN=_standfast_volumes
 _shtab_standfast_standby_authorize___file_COMPGEN=_shtab_compgen_files
 _shtab_standfast_standby_authorize___from_COMPGEN=_standfast_nodes
 _shtab_standfast_standby_remove___volume_COMPGEN=_standfast_volumes
+_shtab_standfast_standby_hold_pos_0_COMPGEN=_standfast_nodes
+_shtab_standfast_standby_hold___volume_COMPGEN=_standfast_volumes
+_shtab_standfast_standby_release_pos_0_COMPGEN=_standfast_nodes
+_shtab_standfast_standby_release___volume_COMPGEN=_standfast_volumes
 _shtab_standfast_standby_list___volume_COMPGEN=_standfast_volumes
 _shtab_standfast_snapshots___volume_COMPGEN=_standfast_volumes
 _shtab_standfast_prune___volume_COMPGEN=_standfast_volumes
@@ -75,7 +81,7 @@ _shtab_standfast_config_check_pos_0_COMPGEN=_shtab_compgen_files
 _shtab_standfast_config_check___volume_COMPGEN=_standfast_volumes
 _shtab_standfast_config_example___volume_COMPGEN=_standfast_volumes
 
-_shtab_standfast_standby_pos_0_choices=(add authorize remove list)
+_shtab_standfast_standby_pos_0_choices=(add authorize remove hold release list)
 _shtab_standfast_client_pos_0_choices=(units)
 _shtab_standfast_config_pos_0_choices=(check example)
 _shtab_standfast_completion_pos_0_choices=(bash zsh fish)
@@ -139,6 +145,14 @@ _shtab_standfast_standby_remove__h_nargs=0
 _shtab_standfast_standby_remove___help_nargs=0
 _shtab_standfast_standby_remove___dry_run_nargs=0
 _shtab_standfast_standby_remove___json_nargs=0
+_shtab_standfast_standby_hold__h_nargs=0
+_shtab_standfast_standby_hold___help_nargs=0
+_shtab_standfast_standby_hold___dry_run_nargs=0
+_shtab_standfast_standby_hold___json_nargs=0
+_shtab_standfast_standby_release__h_nargs=0
+_shtab_standfast_standby_release___help_nargs=0
+_shtab_standfast_standby_release___dry_run_nargs=0
+_shtab_standfast_standby_release___json_nargs=0
 _shtab_standfast_standby_list__h_nargs=0
 _shtab_standfast_standby_list___help_nargs=0
 _shtab_standfast_standby_list___json_nargs=0

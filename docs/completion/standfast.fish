@@ -62,7 +62,7 @@ function _shtab_standfast_using
   test "$_shtab_standfast_cmdpath" = "$argv"
 end
 
-set -g _shtab_standfast_commands status doctor promote switchover failback demote pause resume history replicate standby 'standby add' 'standby authorize' 'standby remove' 'standby list' snapshots prune verify accept-epoch guard receive remount client 'client units' config 'config check' 'config example' completion demo
+set -g _shtab_standfast_commands status doctor promote switchover failback demote pause resume history replicate standby 'standby add' 'standby authorize' 'standby remove' 'standby hold' 'standby release' 'standby list' snapshots prune verify accept-epoch guard receive remount client 'client units' config 'config check' 'config example' completion demo
 set -g _shtab_standfast_opts_with_value --despite --dir --event --file --from --instance --reason --timeout --to --volume --watch
 
 complete -c standfast -e
@@ -139,7 +139,7 @@ complete -c standfast -n '_shtab_standfast_using replicate' -l full -d 'send eve
 complete -c standfast -n '_shtab_standfast_using replicate' -l quiet -d 'no progress output'
 complete -c standfast -n '_shtab_standfast_using replicate' -l instance -x -d 'volume and standby in one argument, for unit files'
 complete -c standfast -n '_shtab_standfast_using replicate; and test $_shtab_standfast_npos -eq 0' -ka "(_standfast_nodes)" -d 'the standby (default: all)'
-complete -c standfast -n '_shtab_standfast_using; and test $_shtab_standfast_npos -eq 0' -a standby -d 'see `standby add`, `standby authorize`, `standby remove`, `standby list`'
+complete -c standfast -n '_shtab_standfast_using; and test $_shtab_standfast_npos -eq 0' -a standby -d 'see `standby add`, `standby authorize`, `standby remove`, `standby hold`, `standby release`, `standby list`'
 complete -c standfast -n '_shtab_standfast_using standby' -s h -l help -d 'show this help message and exit'
 complete -c standfast -n '_shtab_standfast_using standby; and test $_shtab_standfast_npos -eq 0' -a add -d 'Set up a standby: replication key, permission to send, both sides'"'"' state, first copy. Prints a line for each step. Every step can be repeated: a step that is done already is skipped. On a node that isn'"'"'t primary it prepares replication for when it is.'
 complete -c standfast -n '_shtab_standfast_using standby add' -s h -l help -d 'show this help message and exit'
@@ -162,6 +162,19 @@ complete -c standfast -n '_shtab_standfast_using standby remove' -s h -l help -d
 complete -c standfast -n '_shtab_standfast_using standby remove' -l volume -xka "(_standfast_volumes)" -d 'the volume (default: the only configured one)'
 complete -c standfast -n '_shtab_standfast_using standby remove' -l dry-run -d 'print what the command would do, and change nothing'
 complete -c standfast -n '_shtab_standfast_using standby remove' -l json -d 'print JSON'
+complete -c standfast -n '_shtab_standfast_using standby; and test $_shtab_standfast_npos -eq 0' -a hold -d 'Take a node out of those that take over by themselves, for maintenance say. Replication to it goes on, nobody waits for it, and a switchover goes elsewhere; `--despite hold` moves the role there all the same. `standfast standby release` ends that.'
+complete -c standfast -n '_shtab_standfast_using standby hold' -s h -l help -d 'show this help message and exit'
+complete -c standfast -n '_shtab_standfast_using standby hold' -l volume -xka "(_standfast_volumes)" -d 'the volume (default: the only configured one)'
+complete -c standfast -n '_shtab_standfast_using standby hold' -l dry-run -d 'print what the command would do, and change nothing'
+complete -c standfast -n '_shtab_standfast_using standby hold' -l json -d 'print JSON'
+complete -c standfast -n '_shtab_standfast_using standby hold' -l reason -x -d 'why; recorded for other operators'
+complete -c standfast -n '_shtab_standfast_using standby hold; and test $_shtab_standfast_npos -eq 0' -ka "(_standfast_nodes)" -d 'a standby'
+complete -c standfast -n '_shtab_standfast_using standby; and test $_shtab_standfast_npos -eq 0' -a release -d 'End `standfast standby hold`'
+complete -c standfast -n '_shtab_standfast_using standby release' -s h -l help -d 'show this help message and exit'
+complete -c standfast -n '_shtab_standfast_using standby release' -l volume -xka "(_standfast_volumes)" -d 'the volume (default: the only configured one)'
+complete -c standfast -n '_shtab_standfast_using standby release' -l dry-run -d 'print what the command would do, and change nothing'
+complete -c standfast -n '_shtab_standfast_using standby release' -l json -d 'print JSON'
+complete -c standfast -n '_shtab_standfast_using standby release; and test $_shtab_standfast_npos -eq 0' -ka "(_standfast_nodes)" -d 'the node that is on hold'
 complete -c standfast -n '_shtab_standfast_using standby; and test $_shtab_standfast_npos -eq 0' -a list -d 'List the standbys and the newest snapshot that each has on disk'
 complete -c standfast -n '_shtab_standfast_using standby list' -s h -l help -d 'show this help message and exit'
 complete -c standfast -n '_shtab_standfast_using standby list' -l volume -xka "(_standfast_volumes)" -d 'the volume (default: each configured one)'

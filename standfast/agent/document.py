@@ -21,7 +21,7 @@ from standfast.consul.blindness import Blind, blindness
 from standfast.consul.gateway import ConsulGateway
 from standfast.consul.node_name import misnamed
 from standfast.consul.records import CandidateRecord, Leader, LeaderState
-from standfast.consul.volume_keys import CANDIDATES, read_volume
+from standfast.consul.volume_keys import CANDIDATES, HOLDS, read_volume
 from standfast.errors import ConsulError, ForeignValue, StandfastError, Unreachable, ours
 from standfast.lease.files import LeaseStatus
 from standfast.lease.protocol import NEVER
@@ -33,6 +33,7 @@ from standfast.role.candidacy import stopped_for_all
 from standfast.role.decide import decide
 from standfast.role.decision import Moment
 from standfast.role.observation import Cluster, LastHeartbeat, Local, heartbeat_seen
+from standfast.role.readiness import while_held
 from standfast.status.asking import ANSWER_S, of_agent
 from standfast.status.document import (
     Decision,
@@ -111,7 +112,8 @@ def can_fail_over(
 
 
 def _words(view: Cluster, utc: float) -> Mapping[str, CandidateRecord]:
-    return spoken(view.words.values(), view.epoch, monotonic(), utc)
+    words = spoken(view.words.values(), view.epoch, monotonic(), utc)
+    return {name: while_held(word, view.holds.get(name)) for name, word in words.items()}
 
 
 def build(view: Cluster | Blind, local: Local | None, config: Config, utc: float) -> Status:
@@ -170,15 +172,16 @@ def _given_up(leader: Leader) -> GivenUp:
 def _standby(
     name: str, at: float | None, view: Cluster, word: CandidateRecord | None, utc: float
 ) -> Standby:
-    age_s, record = age_of(at, utc), view.standbys.get(name)
+    age_s, record, hold = age_of(at, utc), view.standbys.get(name), view.holds.get(name)
     return Standby(
         name,
         age_s=None if age_s is None else round(age_s, 1),
         taken_at=None if at == UNKNOWN else at,
         snapshot=None if record is None else record.snapshot,
         epoch=None if record is None else record.epoch,
-        candidate=view.leader is not None and name in view.leader.candidates,
+        candidate=view.leader is not None and name in view.leader.candidates and hold is None,
         word=None if word is None else _word(word),
+        on_hold=None if hold is None else Paused(hold.by, hold.reason, hold.at),
     )
 
 
@@ -257,7 +260,7 @@ def _read_again(agent: Agent, view: Cluster) -> Cluster:
     config = agent.config
     try:
         limit = Deadline.after(READ_S)
-        entries = read_volume(agent.machine.consul, config, CANDIDATES, deadline=limit)
+        entries = read_volume(agent.machine.consul, config, CANDIDATES, HOLDS, deadline=limit)
         now = assemble(config, entries, view.last_heartbeat)
     except (ConsulError, ForeignValue):
         return view
@@ -274,6 +277,7 @@ def _read_again(agent: Agent, view: Cluster) -> Cluster:
         last_heartbeat=seen,
         pause=now.pause,
         history=now.history,
+        holds=now.holds,
         standbys=now.standbys,
         words=signs,
     )

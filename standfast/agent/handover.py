@@ -23,6 +23,7 @@ from standfast.reasons import Reason
 from standfast.role import plan as plans
 from standfast.role import registration
 from standfast.role.ahead import letting_go
+from standfast.role.candidacy import on_hold
 from standfast.role.decision import Action
 from standfast.role.observation import Cluster
 from standfast.role.plan import Plan, names_of
@@ -105,6 +106,8 @@ def best_standby(agent: Agent, seen: Seen) -> str:
     assert isinstance(seen.view, Cluster)
     ranks = {}
     for name in agent.config.standbys:
+        if name in seen.view.holds:
+            continue
         record = seen.view.standbys.get(name)
         if record is not None and record.time is not None:  # written by hand: as if it had none
             priority = agent.config.nodes[name].priority
@@ -113,7 +116,7 @@ def best_standby(agent: Agent, seen: Seen) -> str:
     if not alive:
         raise Refused(
             Reason.NO_STANDBY_READY,
-            "no standby is alive and has a snapshot: replicate to one first "
+            "no standby is alive, has a snapshot and isn't on hold: replicate to one first "
             "(`standfast replicate NODE`)",
         )
     seen_by_all = [name for name in alive if registration.hidden(agent.machine, name) is None]
@@ -129,6 +132,7 @@ def _hand_over(agent: Agent, command: Command, to: str | None) -> str | Planned:
     if is_orderly:
         _check_can_let_go(agent, command, to)
     if to is not None:
+        _check_hold(command, to, holds)
         _check_entries_here(agent, to, holds)
         _check_target(agent, command, to, orderly=is_orderly)
     if command.dry_run:
@@ -226,6 +230,13 @@ def _check_known(agent: Agent, to: str) -> None:
             f"{', '.join(agent.config.standbys) or 'there is none'}"
             f"{did_you_mean(to, agent.config.standbys)}",
         )
+
+
+def _check_hold(command: Command, to: str, seen: Cluster | Blind) -> None:
+    """The target may not have read yet that it is on hold."""
+    hold = None if isinstance(seen, Blind) else seen.holds.get(to)
+    if hold is not None and "hold" not in despite_of(command):
+        raise Refused(Reason.ON_HOLD, f"{on_hold(hold)}. In spite of it: `--despite hold`")
 
 
 def _check_target(agent: Agent, command: Command, to: str, *, orderly: bool) -> None:

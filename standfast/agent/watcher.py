@@ -20,13 +20,14 @@ from standfast.consul.gateway import Entry
 from standfast.consul.records import (
     CandidateRecord,
     HistoryEntry,
+    Hold,
     Leader,
     Pause,
     StandbyRecord,
     is_epoch,
     parse_epoch,
 )
-from standfast.consul.volume_keys import CANDIDATES, highest_epoch, read_volume
+from standfast.consul.volume_keys import CANDIDATES, HOLDS, highest_epoch, read_volume
 from standfast.errors import (
     ConsulError,
     ForeignValue,
@@ -60,6 +61,7 @@ def assemble(
     history = {}
     standbys = {}
     words = {}
+    holds = {}
     for name, value in values.items():
         kind, _, rest = name.partition("/")
         if kind == "history" and is_epoch(rest):
@@ -70,6 +72,8 @@ def assemble(
                     CandidateRecord.parse(value, config.key(name)),
                     entries[name].modify_index,
                 )
+        elif kind == "holds" and rest:
+            holds[rest] = _hold(rest, value, config.key(name))
         elif kind == "standbys" and rest:
             standbys[rest] = StandbyRecord.parse(value, config.key(name))
     return Cluster(
@@ -79,9 +83,18 @@ def assemble(
         last_heartbeat=last_heartbeat,
         pause=None if pause is None else Pause.parse(pause, config.key("pause")),
         history=history,
+        holds=holds,
         standbys=standbys,
         highest_epoch=highest_epoch(values),
     )
+
+
+def _hold(node: str, value: bytes, key: str) -> Hold:
+    """What is no record keeps its node from the role all the same, and no other one."""
+    try:
+        return Hold.parse(value, key)
+    except ForeignValue as error:
+        return Hold(node, "nobody knows whom", str(error), 0.0)
 
 
 @dataclass(slots=True)
@@ -196,7 +209,7 @@ class Watcher:
             known = None if entry is None else parse_epoch(entry.value, entry.key)
             due = leader is not None and leader.epoch != known
         if details is None or due or fresh:
-            entries = self._heard(read_volume(self._consul, self._config, CANDIDATES))
+            entries = self._heard(read_volume(self._consul, self._config, CANDIDATES, HOLDS))
             details = self._details = _Details(entries, now)
         return details
 

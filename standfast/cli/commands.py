@@ -3,46 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-
-@dataclass(frozen=True, slots=True)
-class Argument:
-    """An option (its name begins with --) or a positional argument."""
-
-    name: str
-    help: str
-    metavar: str = ""
-    """Empty for an option without a value."""
-    choices: tuple[str, ...] = ()
-    kind: str = "text"
-    """text, seconds (a positive number), maybe seconds (the default without one) or words (any
-    number of them)."""
-    default: float | None = None
-    required: bool = True
-    """Of a positional only."""
-
-    @property
-    def is_option(self) -> bool:
-        return self.name.startswith("--")
-
-    @property
-    def dest(self) -> str:
-        return self.name.lstrip("-").replace("-", "_")
-
-
-@dataclass(frozen=True, slots=True)
-class Command:
-    """`entry` is MODULE:FUNCTION, imported only when the command runs; it takes the namespace."""
-
-    name: str
-    help: str
-    entry: str
-    arguments: tuple[Argument, ...] = ()
-    more: str = ""
-    hidden: bool = False
-    """Run by units and handlers, not by people."""
-
+from standfast.cli.command import Argument, Command
 
 VOLUME = Argument("--volume", "the volume (default: the only configured one)", "VOLUME")
 VOLUMES = Argument("--volume", "the volume (default: each configured one)", "VOLUME")
@@ -211,6 +173,21 @@ COMMANDS: tuple[Command, ...] = (
         "standfast.cli.standby_remove:run",
         (*_CHANGE, Argument("node", "a node that is no longer in [nodes]", "FORMER-NODE")),
         "Stops its timer and releases the snapshots kept for it. Run it on every storage node.",
+    ),
+    Command(
+        "standby hold",
+        "take a node out of those that take over by themselves, for maintenance say",
+        "standfast.cli.standby_hold:hold",
+        (*_CHANGE, REASON, Argument("node", "a standby", "NODE")),
+        "Replication to it goes on, nobody waits for it, and a switchover goes elsewhere; "
+        "`--despite hold` moves the role there all the same. `standfast standby release` ends "
+        "that.",
+    ),
+    Command(
+        "standby release",
+        "end `standfast standby hold`",
+        "standfast.cli.standby_hold:release",
+        (*_CHANGE, Argument("node", "the node that is on hold", "NODE")),
     ),
     Command(
         "standby list",

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from standfast import __version__
-from standfast.cli.commands import COMMANDS, Argument, Command
+from standfast.cli.command import Argument, Command
+from standfast.cli.commands import COMMANDS
 from standfast.errors import UsageError, did_you_mean
 
 MOST_TEXT = 500

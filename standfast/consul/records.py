@@ -14,6 +14,7 @@ is a ForeignValue: the caller stops, nothing is overwritten. Under `standfast/<v
     candidates/<node>  {"v": 1, "node", "epoch", "ready", "reason", "snapshot", "snapshot_epoch",
                       "at", "takes_over", "because", "sentence", "obstacles"}
     pause            {"v": 1, "by", "reason", "at"}
+    holds/<node>     {"v": 1, "node", "by", "reason", "at"}
     nomad/<node id>  {"v": 1, "node", "by", "epoch", "at", "firm", "ahead"}
 
 Under `standfast-clients/<volume>/`, shown and never acted on:
@@ -222,6 +223,19 @@ class Pause(Record, frozen=True):
     default_key = "pause"
     shown = ("by", "reason")
 
+    by: Text
+    reason: Text
+    at: Seconds
+
+
+class Hold(Record, frozen=True):
+    """While it exists its node doesn't take over by itself, and nobody waits for it."""
+
+    default_key = "holds"
+    named_by = "node"
+    shown = ("by", "reason")
+
+    node: Name
     by: Text
     reason: Text
     at: Seconds

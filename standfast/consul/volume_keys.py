@@ -20,6 +20,8 @@ FOLDERS = ("history/", "standbys/")
 """With ONES: all that tells of an epoch."""
 CANDIDATES = "candidates/"
 """Each node's word on itself."""
+HOLDS = "holds/"
+"""Nodes that don't take over by themselves."""
 
 
 def read_volume(

@@ -56,6 +56,7 @@ CAUSES: Mapping[tuple[str, str], str] = {
     ("takeover", "exports"): "A promotion would fail at its export.",
     ("takeover", "fence"): "Without a fence the guard lets no server start.",
     ("takeover", "hidden"): "Consul's DNS would not name it as the server.",
+    ("takeover", "hold"): "Somebody took it out of those who take over.",
     ("takeover", "hooks"): "A promotion would be refused by a hook that isn't run.",
     ("takeover", "inspection"): "Whether the standby could take over is not known.",
     ("takeover", "lease"): "Without its lease process a node can't hold the role.",

@@ -37,7 +37,7 @@ from standfast.consul.records import (
     parse_epoch,
 )
 from standfast.consul.values import Op
-from standfast.consul.volume_keys import CANDIDATES, highest_epoch, read_volume
+from standfast.consul.volume_keys import CANDIDATES, HOLDS, highest_epoch, read_volume
 from standfast.errors import ConsulError, ForeignValue, Refused
 from standfast.lease import protocol
 from standfast.lease.protocol import (
@@ -126,12 +126,17 @@ class LeaseKeys:
         )
 
     def read_all(self) -> Versioned:
-        """Reads as `read` does, and whatever the volume's other keys say of epochs and of a
-        pause."""
-        entries = read_volume(self._consul, self._config, deadline=self._deadline())
+        """Reads as `read` does, and whatever the volume's other keys say of epochs, of a
+        pause and of a hold on this node."""
+        entries = read_volume(self._consul, self._config, HOLDS, deadline=self._deadline())
         held = self._versioned({entry.key: entry for entry in entries.values()})
         values = {name: entry.value for name, entry in entries.items()}
-        return replace(held, highest=highest_epoch(values), paused="pause" in values)
+        return replace(
+            held,
+            highest=highest_epoch(values),
+            paused="pause" in values,
+            on_hold=f"{HOLDS}{self._me.node}" in values,
+        )
 
     def prospects(self, epoch: int, deadline: Deadline) -> Prospects:
         """Reads what a surrender of `epoch` depends on; ForeignValue, ConsulError."""
@@ -173,6 +178,9 @@ class LeaseKeys:
         held = self.read_all()
         if claim.unless_paused and held.paused:
             raise Refused(Reason.PAUSED, "somebody paused automatic takeovers: `standfast resume`")
+        if claim.unless_paused and held.on_hold:
+            node = self._me.node
+            raise Refused(Reason.ON_HOLD, f"{node} is on hold: `standfast standby release {node}`")
         objection = protocol.objection(claim, held, monotonic(), self._config.lease.wait)
         if objection is not None:
             raise Refused(Reason.LEASE_NOT_HELD, f"the lease can't be taken: {objection}")
@@ -207,9 +215,9 @@ class LeaseKeys:
             utc_now(),
             claim.follows,
         )
-        pause = [CheckNotExists(self._config.key("pause"))] if claim.unless_paused else []
+        forbidding = ("pause", f"{HOLDS}{self._me.node}") if claim.unless_paused else ()
         return [
-            *pause,
+            *(CheckNotExists(self._config.key(name)) for name in forbidding),
             Cas(self._epoch_key, held.epoch_index, dump_epoch(leader.epoch)),
             Cas(self._leader_key, held.leader_index, leader.dump()),
             Cas(self._config.key(f"history/{leader.epoch}"), 0, history_entry.dump()),

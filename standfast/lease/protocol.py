@@ -37,6 +37,8 @@ class Versioned(Struct, frozen=True):
     highest: int = 0
     """The highest epoch that any of the volume's keys speaks of."""
     paused: bool = False
+    on_hold: bool = False
+    """The node that reads it."""
 
 
 class Memory(Struct, frozen=True):
@@ -306,7 +308,8 @@ class Claim(Struct, frozen=True):
     witnessed: bool = False
     """See LastHeartbeat.witnessed."""
     unless_paused: bool = False
-    """By itself, not by an operator's word: a pause that is set meanwhile wins."""
+    """By itself, not by an operator's word: a pause, or a hold on this node, that is set meanwhile
+    wins."""
 
 
 def objection(claim: Claim, held: Versioned, now: float, wait_s: float) -> str | None:

@@ -14,6 +14,7 @@ CHECKS = (
     "exports",
     "fence",
     "hidden",
+    "hold",
     "hooks",
     "inspection",
     "lease",

@@ -11,7 +11,7 @@ import contextlib
 
 from standfast.config.model import Config
 from standfast.consul.node_name import misnamed
-from standfast.consul.records import HistoryEntry, Leader, longest_wait_s
+from standfast.consul.records import HistoryEntry, Hold, Leader, longest_wait_s
 from standfast.names import SnapshotName
 from standfast.node.obstacle import told
 from standfast.node.own_epoch import Stage
@@ -185,6 +185,8 @@ def _barred(
     stopped = stopped_for_all(view)
     if stopped is not None:
         return stopped
+    if (hold := view.holds.get(local.node)) is not None:
+        return blocked(Reason.ON_HOLD, on_hold(hold))
     was_holder = leader.holder.node == local.node and (local.own is not None or leader.is_clean)
     if leader.holder.node == local.node and not was_holder:
         return blocked(
@@ -216,6 +218,14 @@ def _barred(
         f"epoch {leader.epoch} began by itself ({history_entry.reason}) at least {age_s:.0f} s "
         f"ago, as far as {local.node} has seen, and failover_cooldown is "
         f"{config.failover_cooldown:g} s: no second time yet; `standfast promote` goes at once",
+    )
+
+
+def on_hold(hold: Hold) -> str:
+    """Says of a node that it doesn't take over by itself, and what ends that."""
+    return (
+        f"{hold.node} is on hold by {hold.by} since {format_utc(hold.at)} ({hold.reason}): it "
+        f"doesn't take over by itself; `standfast standby release {hold.node}` ends that"
     )
 
 

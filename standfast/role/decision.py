@@ -42,7 +42,8 @@ class Decision:
     """For a promotion: see HistoryEntry.follows."""
     lost_s: float | None = None
     unless_paused: bool = False
-    """For a promotion that nobody asked for: a pause that is set meanwhile ends it."""
+    """For a promotion that nobody asked for: a pause, or a hold on this node, that is set meanwhile
+    ends it."""
 
 
 def blocked(reason: Reason, sentence: str) -> Decision:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from standfast.ages import age_of
-from standfast.consul.records import HistoryEntry, Leader, Pause, StandbyRecord
+from standfast.consul.records import HistoryEntry, Hold, Leader, Pause, StandbyRecord
 from standfast.lease.files import LeaseStatus
 from standfast.lease.surrender import Sign
 from standfast.names import SnapshotName
@@ -93,6 +93,8 @@ class Cluster:
     leader: Leader | None
     last_heartbeat: LastHeartbeat
     pause: Pause | None = None
+    holds: Mapping[str, Hold] = field(default_factory=dict)
+    """By node."""
     history: Mapping[int, HistoryEntry] = field(default_factory=dict)
     standbys: Mapping[str, StandbyRecord] = field(default_factory=dict)
     words: Mapping[str, Sign] = field(default_factory=dict)

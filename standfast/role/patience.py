@@ -109,12 +109,15 @@ def _better(view: Cluster, local: Local, config: Config, base: Available | None)
         record, node = view.standbys.get(name), config.nodes.get(name)
         if name == local.node or record is None or node is None or name not in view.alive:
             continue
+        if name in view.holds:
+            continue
         theirs = rank(record.epoch, record.snapshot, node.priority, name)
         if theirs > mine and record.time is not None:
             better.append(name)
     if (
         leader.holder.node != local.node
         and leader.holder.node in view.alive
+        and leader.holder.node not in view.holds
         and (leader.epoch > base.epoch)
     ):
         better.append(leader.holder.node)

@@ -12,10 +12,11 @@ from dataclasses import replace
 from msgspec import structs
 
 from standfast.config.model import Config
-from standfast.consul.records import CandidateRecord, Leader, LeaderState, longest_wait_s
+from standfast.consul.records import CandidateRecord, Hold, Leader, LeaderState, longest_wait_s
 from standfast.lease.surrender import TOLD_EVERY_S
 from standfast.node.obstacle import Obstacle, heaviest_first
 from standfast.reasons import Reason
+from standfast.role.candidacy import on_hold
 from standfast.role.decide import decide
 from standfast.role.decision import Action, Decision, Moment
 from standfast.role.observation import Cluster, Local, newest
@@ -64,6 +65,16 @@ def judge(
         # What it would do is told by what is known of its snapshot: this is a mere supposition.
         sentence=None if dead.action in TO_ACT else dead.sentence,
         obstacles=(*map(str, heaviest_first(obstacles)), *(() if hidden is None else (hidden,))),
+    )
+
+
+def while_held(word: CandidateRecord, hold: Hold | None) -> CandidateRecord:
+    """Returns what a node says of itself that may not have read yet that it is on hold."""
+    if hold is None:
+        return word
+    reason = str(Reason.ON_HOLD)
+    return structs.replace(
+        word, ready=False, takes_over=False, reason=reason, because=reason, sentence=on_hold(hold)
     )
 
 

@@ -12,6 +12,7 @@ from standfast.reasons import Reason
 NEXT: Mapping[Reason, str] = {
     Reason.MANUAL_MODE: "`standfast promote` on the standby that it names.",
     Reason.PAUSED: "`standfast resume`, or `standfast promote` by hand.",
+    Reason.ON_HOLD: "`standfast standby release NODE` when it is fit to serve again.",
     Reason.NO_PUBLISHED_SNAPSHOT: "`standfast replicate` on the primary; or promote another "
     "standby.",
     Reason.TOO_OLD: "`standfast promote --accept-data-loss` if that loss is acceptable; the "

@@ -103,6 +103,8 @@ class Standby(Struct, frozen=True):
     needs_full: bool | UnsetType = UNSET
     word: Word | UnsetType | None = UNSET
     """None: it says nothing, or nothing any more. UNSET: an older agent's document."""
+    on_hold: Paused | UnsetType | None = UNSET
+    """Who took it out of those who take over. UNSET: as for the word."""
 
 
 class Fence(Struct, frozen=True):

@@ -99,9 +99,13 @@ def _standbys(volume: Volume, config: Config) -> Iterator[Notice]:
                 f"{duration(config.replication.interval)}"
             )
             yield Notice(Level.WARNING, "standby", text, f"`standfast replicate {name}`.")
-        elif not standby.candidate and volume.holder is not None:
+        elif not standby.candidate and volume.holder is not None and not standby.on_hold:
             text = f"{name} is not a candidate: it doesn't take over by itself"
             yield Notice(Level.WARNING, "standby", text, "Check `[nodes]` on all nodes.")
+        if standby.on_hold:
+            text = f"{name} is on hold by {standby.on_hold.by}: {standby.on_hold.reason}"
+            step = f"`standfast standby release {name}` when it is fit to serve again."
+            yield Notice(Level.WARNING, "on-hold", text, step)
         yield from _word(standby, volume)
         if noted is None:
             continue
@@ -118,6 +122,8 @@ def _word(standby: Standby, volume: Volume) -> Iterator[Notice]:
     """What it says of itself, but for what the first line says of all of them."""
     word, name = standby.word, standby.node
     step = f"`standfast doctor` on {name}."
+    if standby.on_hold:
+        return
     if word is None:
         if standby.candidate:
             text = f"{name} says nothing of itself: it may be off, or its agent not run"

@@ -176,6 +176,7 @@ def _standbys(seen: Seen, consul: FromConsul, config: Config) -> tuple[Standby, 
             Trend(seen.trend_step_s, tuple(map(_short, seen.trends.get(told.node, ())))),
             None if known is None else _replication(known.standbys.get(told.node, StandbyState())),
             told.word,
+            told.on_hold,
         )
         for told in consul.standbys
     )

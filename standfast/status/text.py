@@ -146,6 +146,9 @@ def _standbys(status: Status) -> list[str]:
         behind = "of unknown age" if age_s is None else f"{duration(age_s)} behind"
         what = f"{behind} ({snapshot})" if snapshot else "no snapshot yet"
         off = "" if standby.candidate else ", not a candidate"
+        if standby.on_hold:
+            hold = standby.on_hold
+            off = f", ON HOLD by {hold.by} since {format_utc(hold.at)}: {hold.reason}"
         lines.append(f"standby:   {standby.node}: {what}{off}{_verified(standby)}")
         if standby.needs_full:
             lines.append(
@@ -160,7 +163,7 @@ def _standbys(status: Status) -> list[str]:
 def _word(standby: Standby, failover: Failover | None) -> list[str]:
     """What it says of itself, but for what is said of all of them below."""
     word = standby.word
-    if word is UNSET:
+    if word is UNSET or standby.on_hold:
         return []
     if word is None:
         return ["SAYS NOTHING OF ITSELF: does its agent run?"] if standby.candidate else []

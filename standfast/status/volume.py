@@ -115,6 +115,8 @@ class Standby(Struct, frozen=True):
     replication: Replication | None
     word: Word | UnsetType | None = UNSET
     """None: it says nothing of itself. UNSET: an older agent's document."""
+    on_hold: Paused | UnsetType | None = UNSET
+    """Who took it out of those who take over. UNSET: as for the word."""
 
 
 class Client(Struct, frozen=True):

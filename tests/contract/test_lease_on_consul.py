@@ -19,6 +19,7 @@ from standfast.consul.gateway import Committed, Conflict, ConsulGateway, Entry
 from standfast.consul.records import (
     Handover,
     HistoryEntry,
+    Hold,
     Holder,
     Leader,
     LeaderState,
@@ -221,6 +222,32 @@ def test_a_pause_set_between_the_look_and_the_acquisition_wins(volume: Volume) -
         volume.keys(OTHER).acquire(claim)
     assert refused.value.reason is Reason.PAUSED
     assert (volume.epoch(), volume.leader().holder) == (1, ME)
+
+
+def test_a_hold_set_between_the_look_and_the_acquisition_wins_on_its_node_alone(
+    volume: Volume,
+) -> None:
+    volume.keys().acquire(FIRST)
+    claim = structs.replace(volume.seen(), unless_paused=True)
+    mine = volume.config.key(f"holds/{OTHER.node}")
+
+    class Held(Racer):
+        def txn(
+            self, ops: Sequence[Op], *, deadline: Deadline | None = None
+        ) -> Committed | Conflict:
+            volume.gateway.put(mine, Hold(OTHER.node, "op", "a new disk", 1e9).dump())
+            return super().txn(ops, deadline=deadline)
+
+    racer = Held(volume.gateway, threading.Barrier(1))
+    with pytest.raises(Refused, match="changed meanwhile"):
+        LeaseKeys(volume.config, racer, OTHER).acquire(claim)
+    with pytest.raises(Refused) as refused:
+        volume.keys(OTHER).acquire(claim)
+    assert refused.value.reason is Reason.ON_HOLD
+    assert (volume.epoch(), volume.leader().holder) == (1, ME)
+    volume.gateway.delete(mine)
+    volume.gateway.put(volume.config.key("holds/another"), b"whatever")
+    assert volume.keys(OTHER).acquire(volume.seen()).epoch == 2
 
 
 def test_the_history_tells_which_epoch_the_new_one_goes_on_from(volume: Volume) -> None:

@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from standfast.consul.blindness import Blind
 from standfast.consul.records import (
     HistoryEntry,
+    Hold,
     Holder,
     Leader,
     LeaderState,
@@ -105,6 +106,7 @@ records = st.builds(
     taken_at=st.none() | times,
 )
 pauses = st.builds(Pause, by=texts, reason=texts, at=times)
+holds = st.builds(Hold, node=nodes, by=texts, reason=texts, at=times)
 last_heartbeats = st.builds(
     LastHeartbeat,
     identity=st.none() | leaders.map(lambda leader: leader.identity),
@@ -119,6 +121,7 @@ clusters = st.builds(
     leader=st.none() | leaders,
     last_heartbeat=last_heartbeats,
     pause=st.none() | pauses,
+    holds=st.lists(holds, max_size=1).map(lambda all_: {hold.node: hold for hold in all_}),
     history=st.lists(history_entries, max_size=5).map(
         lambda entries: {entry.epoch: entry for entry in entries}
     ),
@@ -247,7 +250,8 @@ def answer(
         assert in_lineage(decision.base, view) or is_beyond(decision.base, view)
         assert view.epoch is not None
         assert decision.follows is None or decision.base.epoch <= decision.follows < view.epoch
-    if (view.pause is not None or manual) and not request.promote:
+    held = local.node in view.holds
+    if (view.pause is not None or manual or held) and not request.promote:
         assert view.leader is not None and view.leader.is_clean
         assert view.leader.to == local.node
     return decision.action
@@ -290,10 +294,11 @@ def test_a_promotion_breaks_no_rule() -> None:
             promoted["in all"] += 1
             promoted["handed over"] += view.leader.is_clean
             promoted["while paused"] += view.pause is not None
+            promoted["on hold"] += local.node in view.holds
 
     check()
     assert promoted["in all"] >= 10, promoted  # 35 to 85 with twelve seeds
-    assert promoted["handed over"] and promoted["while paused"], promoted
+    assert promoted["handed over"] and promoted["while paused"] and promoted["on hold"], promoted
 
 
 @examples(150)

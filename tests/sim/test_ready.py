@@ -132,6 +132,18 @@ def test_a_pause_is_told_at_once_by_all(world: SimWorld, asked: str) -> None:
     assert world.wait_for("it can again", lambda: said()[0]) < 20.0
 
 
+@pytest.mark.parametrize("asked", ["a", "b"])
+def test_a_hold_is_told_at_once_by_all(world: SimWorld, asked: str) -> None:
+    world.begin()
+    world.run(30.0)
+    world.hold("b")
+    answer = outlook.can_fail_over(world, world[asked])
+    assert answer is not None and (answer.possible, answer.to) == (True, "c")
+    world.hold("c")
+    answer = outlook.can_fail_over(world, world[asked])
+    assert answer is not None and (answer.possible, answer.reason) == (False, Reason.ON_HOLD)
+
+
 def test_a_role_that_was_given_up_to_nobody_is_told_at_once_by_all(world: SimWorld) -> None:
     primary = world.begin()
     world.run(30.0)

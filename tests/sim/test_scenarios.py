@@ -676,6 +676,23 @@ def test_nobody_follows_a_primary_that_dies_during_a_pause(world: SimWorld) -> N
     world.wait_for_primary()
 
 
+def test_a_node_on_hold_is_passed_over_until_it_is_released(world: SimWorld) -> None:
+    world.begin()
+    world.hold("b")
+    world.hold("c")
+    world.run(15.0)
+    world["a"].power_cut()
+    world.run(120.0)
+    assert {reasons(world)["b"], reasons(world)["c"]} == {Reason.ON_HOLD}
+    world.store.delete(world.key("holds/b"))
+    world.wait_for_primary("b")
+    world["b"].power_cut()
+    world.run(120.0)
+    assert reasons(world)["c"] is Reason.ON_HOLD
+    world.store.delete(world.key("holds/c"))
+    world.wait_for_primary("c")
+
+
 def test_a_standby_that_joins_during_a_failover_waits_its_whole_time(world: SimWorld) -> None:
     world.begin()
     world["b"].power_cut()

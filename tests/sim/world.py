@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from standfast.config.model import Config, Hooks, KeepOwn, KeepPublished, LeaseTiming, Replication
 from standfast.config.model import Node as NodeConfig
 from standfast.consul.gateway import Entry
-from standfast.consul.records import CandidateRecord, HistoryEntry, Leader, Pause, parse_epoch
+from standfast.consul.records import CandidateRecord, HistoryEntry, Hold, Leader, Pause, parse_epoch
 from standfast.errors import StandfastError
 from standfast.node.other_server import DOORS_S, Door
 from standfast.role.decision import Action
@@ -401,6 +401,10 @@ class SimWorld:
     def pause_failover(self, volume: str | None = None) -> None:
         pause = Pause("op", "maintenance", UTC_START)
         self.store.put(self.key("pause", volume), pause.dump())
+
+    def hold(self, node: str) -> None:
+        hold = Hold(node, "op", "maintenance", UTC_START)
+        self.store.put(self.key(f"holds/{node}"), hold.dump())
 
     def restore(self, saved: Saved) -> None:
         """Consul from a backup."""

@@ -138,6 +138,11 @@ SCENES: Mapping[str, Scene] = {
         {PRIMARY: "standfast resume"},
         (Sight("service", "failover", ("paused by", "maintenance"), PRIMARY),),
     ),
+    "a standby on hold": Scene(
+        {STANDBY: "standfast standby hold $(hostname) --reason maintenance"},
+        {STANDBY: "standfast standby release $(hostname)"},
+        (Sight("takeover", "hold", ("on hold by", "maintenance", "standby release")),),
+    ),
     "a standby that no key opens": Scene(
         {STANDBY: f"mv {KEYS} {KEYS}.away"},
         {STANDBY: f"mv {KEYS}.away {KEYS}"},

@@ -15,7 +15,7 @@ from standfast.agent.command import Command
 from standfast.agent.commands import PASSING, answer
 from standfast.agent.handover import best_standby
 from standfast.config.model import LeaseTiming
-from standfast.consul.records import CandidateRecord, Holder, LeaderState, StandbyRecord
+from standfast.consul.records import CandidateRecord, Hold, Holder, LeaderState, StandbyRecord
 from standfast.consul.values import Instance, Set
 from standfast.errors import Refused, StepFailed, UsageError
 from standfast.lease.files import LeaseStatus
@@ -396,6 +396,27 @@ def test_the_best_standby_has_the_newest_data_then_the_priority(tmp_path: Path) 
     same = StandbyRecord("x", 4, "services@20261122T101500Z", "c0ffee", 0.0)
     seen = replace(seen, view=replace(newer, standbys={"n2": same, "n3": same}))
     assert best_standby(made, seen) == "n2"
+
+
+def test_the_best_standby_is_none_that_is_on_hold(tmp_path: Path) -> None:
+    made = agent(tmp_path, SERVING)
+    hold = Hold("n3", "ann", "a new disk", 1e9)
+    seen = replace(
+        made.look(), view=replace(view("n2", "n3", ages=(60.0, 5.0)), holds={"n3": hold})
+    )
+    assert best_standby(made, seen) == "n2"
+
+
+def test_a_switchover_goes_to_no_node_on_hold_unless_told(tmp_path: Path) -> None:
+    made = agent(tmp_path, SERVING, standbys=("n2",))
+    hold = Hold("n2", "ann", "a new disk", 1e9)
+    assert isinstance(made.view, Cluster)
+    made.view = replace(made.view, holds={"n2": hold})
+    reason, text = refusal(say(made, "switchover", to="n2"))
+    assert (reason, made.ran) == (Reason.ON_HOLD, [])
+    assert "a new disk" in text and "`--despite hold`" in text
+    assert refusal(say(made, "switchover"))[0] == Reason.NO_STANDBY_READY
+    assert say(made, "switchover", to="n2", despite="hold")[-1]["done"] is True
 
 
 def test_the_best_standby_is_of_the_latest_epoch_whatever_the_names_say(tmp_path: Path) -> None:

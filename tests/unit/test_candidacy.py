@@ -8,6 +8,7 @@ import pytest
 from msgspec import structs
 
 from standfast.config.model import Node as NodeConfig
+from standfast.consul.records import Hold
 from standfast.reasons import Reason
 from standfast.role.candidacy import consider
 from standfast.role.decision import NO_REQUEST, Action, Moment, Request
@@ -135,6 +136,50 @@ def test_a_pause_ends_what_nobody_asked_for(text: str, asked: Request, unless_pa
     decision = consider(view, local("b", [snap(60)]), config(), NOW, asked)
     assert decision.action is Action.PROMOTE
     assert decision.unless_paused is unless_paused
+
+
+HOLDS = {name: Hold(name, "ann", "a new disk", 1e9) for name in "abc"}
+
+
+def test_a_node_on_hold_does_not_take_over_by_itself() -> None:
+    view = replace(cluster(ALIVE, silent=500, holder_health="critical"), holds={"b": HOLDS["b"]})
+    decision = consider(view, local("b", [snap(60)]), config(), NOW, NO_REQUEST)
+    assert (decision.action, decision.reason) == (Action.BLOCKED, Reason.ON_HOLD)
+    assert "ann" in decision.sentence and "a new disk" in decision.sentence
+    assert "`standfast standby release b`" in decision.sentence
+    other = consider(view, local("c", [snap(60)]), config(), NOW, NO_REQUEST)
+    assert other.action is Action.PROMOTE
+
+
+@pytest.mark.parametrize(
+    ("heartbeat", "asked"),
+    [(ALIVE, Request(promote=True)), ("e5 a/a1 #7 clean ->b final:60", NO_REQUEST)],
+    ids=["by a word", "handed over"],
+)
+def test_what_somebody_decided_goes_on_in_spite_of_a_hold(heartbeat: str, asked: Request) -> None:
+    """Of what is handed over already there is nobody else to serve it."""
+    view = replace(cluster(heartbeat, silent=500, holder_health="critical"), holds=HOLDS)
+    decision = consider(view, local("b", [snap(60)]), config(), NOW, asked)
+    assert (decision.action, decision.unless_paused) == (Action.PROMOTE, False)
+
+
+def test_nobody_waits_for_a_better_candidate_on_hold() -> None:
+    def at(holds: dict[str, Hold], heartbeat: str) -> Action:
+        view = replace(
+            cluster(
+                heartbeat,
+                silent=12.5,
+                standbys=record("c", 30),
+                holder_health="critical",
+                alive=frozenset("abc"),
+            ),
+            holds=holds,
+        )
+        return consider(view, local("b", [snap(60)]), config(), NOW, NO_REQUEST).action
+
+    assert at({}, ALIVE) is Action.WAIT
+    assert at({"c": HOLDS["c"]}, ALIVE) is Action.PROMOTE
+    assert at({"a": HOLDS["a"]}, ALIVE) is Action.WAIT
 
 
 def test_behind_is_who_lacks_a_snapshot_that_another_is_known_to_have() -> None:

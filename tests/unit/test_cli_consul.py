@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from standfast.ages import Origin
 from standfast.consul.gateway import ConsulGateway
 from standfast.consul.records import (
     HistoryEntry,
+    Hold,
     Holder,
     Leader,
     LeaderState,
@@ -70,21 +72,26 @@ def test_a_second_pause_and_a_second_resume_change_nothing(desk: Desk) -> None:
 
 
 def test_a_dry_run_neither_pauses_nor_resumes(desk: Desk) -> None:
-    assert desk.run("pause", "--dry-run")[1].startswith("would pause data-services")
+    assert desk.run("pause", "--dry-run")[1].startswith("data-services would be paused")
     assert desk.key("pause") is None
     desk.put("pause", Pause("bob", "first", 1e9).dump())
-    assert desk.run("resume", "--dry-run")[1].startswith("would resume data-services")
+    assert desk.run("resume", "--dry-run")[1].startswith("data-services would not be paused")
     assert desk.key("pause") is not None
 
 
 @pytest.mark.parametrize(
     "words",
-    ["pause", "resume", "accept-epoch", "prune", "standby remove c9", "replicate c1"],
+    [
+        *("pause", "resume", "standby hold c1", "standby release c1", "accept-epoch", "prune"),
+        *("standby remove c9", "replicate c1"),
+    ],
 )
 def test_a_dry_run_never_says_that_it_is_done(desk: Desk, words: str) -> None:
     has_seen(desk, 7)
     if words == "resume":
         desk.put("pause", Pause("bob", "first", 1e9).dump())
+    if "release" in words:
+        desk.put("holds/c1", Hold("c1", "bob", "first", 1e9).dump())
     doc = desk.run_json(*words.split(), "--dry-run")
     assert (doc["done"], doc["dry_run"]) == (False, True)
 
@@ -123,6 +130,46 @@ def test_a_pause_without_consul_is_unreachable(desk: Desk) -> None:
     assert code == 3
     assert json.loads(out)["reason"] == "consul-unreachable"
     assert err.startswith("standfast: Consul")
+
+
+# standby hold, standby release
+
+
+def test_a_hold_is_written_with_name_and_reason_and_taken_back(desk: Desk) -> None:
+    code, out, err = desk.run("standby", "hold", "c1", "--reason", "a new disk")
+    assert (code, err) == (0, "")
+    assert out == (
+        "c1 is on hold: it doesn't take over by itself until `standfast standby release c1`\n"
+    )
+    written = Hold.parse(desk.key("holds/c1") or b"", desk.config.key("holds/c1"))
+    assert (written.node, written.by, written.reason) == ("c1", "alice", "a new disk")
+    assert desk.run("standby", "hold", "c1")[1].startswith("c1 is on hold already, by alice at ")
+    code, out, err = desk.run("standby", "release", "c1")
+    assert (code, err) == (0, "")
+    assert out.startswith("c1 is released: it takes over by itself again (on hold by alice at ")
+    assert desk.key("holds/c1") is None
+    assert desk.run("standby", "release", "c1")[:2] == (0, "c1 is not on hold: nothing to do\n")
+
+
+def test_a_hold_is_for_a_standby(desk: Desk) -> None:
+    code, _, err = desk.run("standby", "hold", "c9")
+    assert code == 1 and "c9 is no storage node" in err and "c1" in err
+    assert desk.run("standby", "hold", "../pause")[0] == 2
+    holder = Leader(7, Holder("zippy", "1"), 9, LeaderState.SERVING, ("c1",))
+    desk.put("leader", holder.dump())
+    code, _, err = desk.run("standby", "hold", "zippy")
+    assert code == 1 and "zippy is the primary" in err
+    desk.put("leader", structs.replace(holder, state=LeaderState.CLEAN).dump())
+    assert desk.run("standby", "hold", "zippy")[0] == 0
+
+
+def test_a_foreign_value_in_a_holds_key_is_left_alone(desk: Desk) -> None:
+    desk.put("holds/c1", FOREIGN)
+    for command in ("hold", "release"):
+        code, out, err = desk.run("standby", command, "c1")
+        assert (code, out) == (1, "")
+        assert "holds a value that Standfast did not write" in err
+    assert desk.key("holds/c1") == FOREIGN
 
 
 # history

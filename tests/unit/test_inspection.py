@@ -22,7 +22,7 @@ from standfast.assembly.node import agent_of
 from standfast.assembly.parts import Parts, use
 from standfast.config.model import Config
 from standfast.consul.blindness import Blind
-from standfast.consul.records import Holder, Leader, LeaderState, StandbyRecord
+from standfast.consul.records import Hold, Holder, Leader, LeaderState, StandbyRecord
 from standfast.consul.values import Instance
 from standfast.demo.parts import DemoParts
 from standfast.errors import ConfigError, ConsulDenied, StandfastError, TimedOut
@@ -195,6 +195,17 @@ def test_a_node_that_consul_hides_is_told(node: FakeNode) -> None:
     [obstacle] = inspect(scene(node))
     assert (obstacle.check, obstacle.weight) == ("hidden", Weight.REFUSES)
     assert "'Node Maintenance Mode'" in obstacle.evidence and "maint -disable" in obstacle.fix
+
+
+def test_a_node_on_hold_is_told_and_its_role_is_moved_there_by_no_mistake(node: FakeNode) -> None:
+    looked = scene(node)
+    assert isinstance(looked.view, Cluster)
+    hold = Hold("n1", "ann", "a new disk", 1e9)
+    held = replace(looked, view=replace(looked.view, holds={"n1": hold, "n2": hold}))
+    [obstacle] = inspect(held)
+    assert (obstacle.check, obstacle.weight) == ("hold", Weight.REFUSES)
+    assert "a new disk" in obstacle.evidence and "standby release n1" in obstacle.fix
+    assert inspect(replace(looked, view=replace(looked.view, holds={"n2": hold}))) == ()
 
 
 def test_what_the_server_finds_is_told(node: FakeNode) -> None:

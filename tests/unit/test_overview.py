@@ -205,6 +205,7 @@ def test_all_is_well_only_when_nothing_else_is_wrong(config: Config) -> None:
     assert (doc["level"], doc["notices"]) == ("ok", [])
 
 
+HOLD = {"by": "ann", "reason": "a new disk", "at": NOW}
 TROUBLES: Mapping[str, tuple[Mapping[str, Any], str, str]] = {
     "sick": ({"sick": "nfsd gone"}, "alarm", "sick"),
     "hidden": ({"hidden": "in Consul 'x' of n1 is critical"}, "alarm", "hidden"),
@@ -220,6 +221,11 @@ TROUBLES: Mapping[str, tuple[Mapping[str, Any], str, str]] = {
         {"standbys": [standby("n2", 4.0), standby("n3", 4.0, candidate=False)]},
         "warning",
         "standby",
+    ),
+    "on hold": (
+        {"standbys": [standby("n2", 4.0), standby("n3", 4.0, candidate=False, on_hold=HOLD)]},
+        "warning",
+        "on-hold",
     ),
     "nomad": ({"nomad": {"failed": ["no route"], "jobs": []}}, "warning", "nomad"),
     "diverged": ({"aside": ["/p/services.diverged-6-x"]}, "note", "diverged"),
@@ -621,6 +627,7 @@ def test_every_key_is_in_the_docs_and_the_other_way_round(config: Config) -> Non
         paused={"by": "ann", "reason": "disk", "at": NOW},
         nomad={"role": "primary", "failed": [], "jobs": []},
         given_up=given_up("n1", "n2"),
+        standbys=[standby("n2", 4.0, on_hold=HOLD), standby("n3", 4.0, on_hold=None)],
     )
     notes = ReplicationState(standbys={"n2": StandbyState(last_failure_at=NOW)})
     trends = {"n2": [1.0], "n3": [1.0]}

@@ -19,6 +19,7 @@ from standfast.consul.blindness import Blind
 from standfast.consul.gateway import Entry
 from standfast.consul.records import (
     HistoryEntry,
+    Hold,
     Holder,
     Leader,
     LeaderState,
@@ -357,6 +358,16 @@ def test_all_that_is_known_is_put_together(config: Config, keys: Keys) -> None:
     assert (view.epoch, view.history, view.standbys) == (4, {4: history_entry}, {"n1": record})
     assert view.pause == pause
     assert view.highest_epoch == 4
+
+
+def test_a_hold_that_is_no_record_is_one_of_its_node_alone(config: Config, keys: Keys) -> None:
+    hold = Hold("n2", "ops", "disk swap", 7.0)
+    keys.set("holds/n2", hold.dump())
+    keys.set("holds/n3", b"by hand")
+    keys.set("holds/", b"")
+    view = assemble(config, keys.entries, LastHeartbeat(None, 0, 0.0))
+    assert view.holds["n2"] == hold
+    assert set(view.holds) == {"n2", "n3"} and "holds/n3" in view.holds["n3"].reason
 
 
 @pytest.mark.parametrize("name", ["leader", "history/7", "standbys/n1"])

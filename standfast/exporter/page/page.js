@@ -201,6 +201,7 @@ function plot(standby, limits) {
 
 function readiness(one) {
   if (one.age_s === null) return "not ready";
+  if (one.on_hold) return "on hold";
   if (!one.candidate) return "no candidate";
   if (one.word && !one.word.takes_over) return "not ready";
   return { ok: "ready", warning: "behind" }[one.level] || "too old";

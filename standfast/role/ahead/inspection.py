@@ -36,6 +36,7 @@ from standfast.node.other_server import (
 from standfast.node.own_epoch import OwnEpoch
 from standfast.node.space import shortages
 from standfast.role import registration, volume
+from standfast.role.candidacy import on_hold
 from standfast.role.decision import Action, Moment
 from standfast.role.observation import Cluster, Local
 from standfast.role.patience import heard_within_s
@@ -246,6 +247,14 @@ def _hidden(scene: Scene) -> Iterator[Obstacle]:
         yield Obstacle("hidden", hidden, fix, Weight.REFUSES)
 
 
+def _hold(scene: Scene) -> Iterator[Obstacle]:
+    node = scene.config.node
+    if isinstance(scene.view, Blind) or (hold := scene.view.holds.get(node)) is None:
+        return
+    fix = f"`standfast standby release {node}` when it is fit to serve"
+    yield Obstacle("hold", on_hold(hold), fix, Weight.REFUSES)
+
+
 def _hooks(scene: Scene) -> Iterator[Obstacle]:
     """What they would say themselves is asked only by the promotion: they may have effects."""
     for hook in hooks.vetoes_foreseen(scene.config):
@@ -284,6 +293,7 @@ LOOKS: Mapping[str, Look] = {
     "fence": _fence,
     "service": _service,
     "hidden": _hidden,
+    "hold": _hold,
     "hooks": _hooks,
     "way-back": _way_back,
 }

@@ -134,6 +134,12 @@ def consul_hides_it(scene: Scene) -> Iterator[None]:
     scene.target.consul("maint", "-disable")
 
 
+def it_is_on_hold(scene: Scene) -> Iterator[None]:
+    scene.cluster.standfast(scene.primary.name, "standby", "hold", scene.target.name)
+    yield
+    scene.cluster.standfast(scene.primary.name, "standby", "release", scene.target.name)
+
+
 def a_directory_is_at_the_live_path(scene: Scene) -> Iterator[None]:
     scene.target.sh("mkdir /persist/services")
     yield
@@ -159,6 +165,7 @@ REFUSALS: dict[str, tuple[Callable[[Scene], Iterator[None]], str]] = {
     "clients": (a_client_has_no_address, "no address is known of nobody.invalid"),
     "way-back": (there_is_no_way_back, "nothing can be replicated to"),
     "hidden": (consul_hides_it, "maint -disable"),
+    "hold": (it_is_on_hold, "is on hold by"),
 }
 
 
@@ -218,7 +225,7 @@ def test_switchovers_to_a_node_that_is_not_ready_are_refused_before_anybody_wait
         cluster.wait_for_role(name, "primary")
         stream.wait_for_ack(after_s=time.monotonic())
         assert stream.errors() == []
-    assert refused.count == 24
+    assert refused.count == 26
     assert (cluster.primary(), cluster.epoch(name)) == (name, epoch)
     assert server_of(primary) == pid, "the server was not stopped"
     assert cluster.entries(name, Kind.SWITCHOVER_BEGUN, since=since) == []

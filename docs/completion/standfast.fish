@@ -62,8 +62,8 @@ function _shtab_standfast_using
   test "$_shtab_standfast_cmdpath" = "$argv"
 end
 
-set -g _shtab_standfast_commands status doctor promote switchover failback demote pause resume history replicate standby 'standby add' 'standby authorize' 'standby remove' 'standby list' snapshots prune verify accept-epoch guard receive remount client 'client units' config 'config check' 'config example' completion demo
-set -g _shtab_standfast_opts_with_value --despite --dir --event --file --from --instance --reason --timeout --to --volume --watch
+set -g _shtab_standfast_commands status doctor promote switchover failback demote requests pause resume history replicate standby 'standby add' 'standby authorize' 'standby remove' 'standby list' snapshots prune verify accept-epoch guard receive remount client 'client units' config 'config check' 'config example' completion demo
+set -g _shtab_standfast_opts_with_value --despite --dir --event --file --from --instance --on --reason --timeout --to --volume --watch
 
 complete -c standfast -e
 complete -c standfast -f
@@ -86,6 +86,7 @@ complete -c standfast -n '_shtab_standfast_using promote' -l dry-run -d 'print w
 complete -c standfast -n '_shtab_standfast_using promote' -l json -d 'print JSON'
 complete -c standfast -n '_shtab_standfast_using promote' -l reason -x -d 'why; recorded for other operators'
 complete -c standfast -n '_shtab_standfast_using promote' -l timeout -x -d 'stop waiting for the agent after this many seconds; it finishes what it began (default: 900)'
+complete -c standfast -n '_shtab_standfast_using promote' -l on -xka "(_standfast_nodes)" -d 'have another storage node do it, through Consul (default: this one, or the primary)'
 complete -c standfast -n '_shtab_standfast_using promote' -l accept-data-loss -d 'promote a snapshot that is older than max_data_loss'
 complete -c standfast -n '_shtab_standfast_using promote' -l despite -x -d 'go on though these checks of the next primary (`standfast doctor`) fail: X,Y'
 complete -c standfast -n '_shtab_standfast_using; and test $_shtab_standfast_npos -eq 0' -a switchover -d 'Move the role from this node to a standby without data loss'
@@ -95,6 +96,7 @@ complete -c standfast -n '_shtab_standfast_using switchover' -l dry-run -d 'prin
 complete -c standfast -n '_shtab_standfast_using switchover' -l json -d 'print JSON'
 complete -c standfast -n '_shtab_standfast_using switchover' -l reason -x -d 'why; recorded for other operators'
 complete -c standfast -n '_shtab_standfast_using switchover' -l timeout -x -d 'stop waiting for the agent after this many seconds; it finishes what it began (default: 900)'
+complete -c standfast -n '_shtab_standfast_using switchover' -l on -xka "(_standfast_nodes)" -d 'have another storage node do it, through Consul (default: this one, or the primary)'
 complete -c standfast -n '_shtab_standfast_using switchover' -l accept-data-loss -d 'go on without the final snapshot when the disk is read-only, hangs or is gone'
 complete -c standfast -n '_shtab_standfast_using switchover' -l to -xka "(_standfast_nodes)" -d 'the standby that takes over (default: the one with the newest data)'
 complete -c standfast -n '_shtab_standfast_using switchover' -l despite -x -d 'go on though these checks of the next primary (`standfast doctor`) fail: X,Y'
@@ -105,6 +107,7 @@ complete -c standfast -n '_shtab_standfast_using failback' -l dry-run -d 'print 
 complete -c standfast -n '_shtab_standfast_using failback' -l json -d 'print JSON'
 complete -c standfast -n '_shtab_standfast_using failback' -l reason -x -d 'why; recorded for other operators'
 complete -c standfast -n '_shtab_standfast_using failback' -l timeout -x -d 'stop waiting for the agent after this many seconds; it finishes what it began (default: 900)'
+complete -c standfast -n '_shtab_standfast_using failback' -l on -xka "(_standfast_nodes)" -d 'have another storage node do it, through Consul (default: this one, or the primary)'
 complete -c standfast -n '_shtab_standfast_using failback' -l accept-data-loss -d 'go on without the final snapshot when the disk is read-only, hangs or is gone'
 complete -c standfast -n '_shtab_standfast_using failback' -l despite -x -d 'go on though these checks of the next primary (`standfast doctor`) fail: X,Y'
 complete -c standfast -n '_shtab_standfast_using; and test $_shtab_standfast_npos -eq 0' -a demote -d 'Stop cleanly, with no successor. A node that has the role but can'"'"'t serve gives it up as far as its disk allows. Then run `standfast promote` on the node that is to serve.'
@@ -114,7 +117,13 @@ complete -c standfast -n '_shtab_standfast_using demote' -l dry-run -d 'print wh
 complete -c standfast -n '_shtab_standfast_using demote' -l json -d 'print JSON'
 complete -c standfast -n '_shtab_standfast_using demote' -l reason -x -d 'why; recorded for other operators'
 complete -c standfast -n '_shtab_standfast_using demote' -l timeout -x -d 'stop waiting for the agent after this many seconds; it finishes what it began (default: 900)'
+complete -c standfast -n '_shtab_standfast_using demote' -l on -xka "(_standfast_nodes)" -d 'have another storage node do it, through Consul (default: this one, or the primary)'
 complete -c standfast -n '_shtab_standfast_using demote' -l accept-data-loss -d 'go on without the final snapshot when the disk is read-only, hangs or is gone'
+complete -c standfast -n '_shtab_standfast_using; and test $_shtab_standfast_npos -eq 0' -a requests -d 'List what was asked of nodes through Consul, or show one request. Commands for another node (`--on`, or from a machine that is none) are requests in Consul. Who asked deletes a request when it has read what came of it; the nodes delete what nobody changed for an hour. With --follow it exits as the request does.'
+complete -c standfast -n '_shtab_standfast_using requests' -s h -l help -d 'show this help message and exit'
+complete -c standfast -n '_shtab_standfast_using requests' -l volume -xka "(_standfast_volumes)" -d 'the volume (default: each configured one)'
+complete -c standfast -n '_shtab_standfast_using requests' -l json -d 'print JSON'
+complete -c standfast -n '_shtab_standfast_using requests' -l follow -d 'pass on what the node says until the request ends'
 complete -c standfast -n '_shtab_standfast_using; and test $_shtab_standfast_npos -eq 0' -a pause -d 'Disable automatic failover. The lease is still renewed and replication goes on. `standfast resume` ends the pause.'
 complete -c standfast -n '_shtab_standfast_using pause' -s h -l help -d 'show this help message and exit'
 complete -c standfast -n '_shtab_standfast_using pause' -l volume -xka "(_standfast_volumes)" -d 'the volume (default: the only configured one)'

@@ -106,6 +106,8 @@ class Agent:
     """Tells where another server answers."""
     volumes: Callable[[], Sequence[Config]] = tuple
     """Reads the configurations of all volumes that are stored here, as the guard will."""
+    program: Sequence[str] = ()
+    """What starts `standfast` here, for requests that are a program's work; empty: nothing does."""
     inspector: Inspector = field(init=False)
 
     def __post_init__(self) -> None:

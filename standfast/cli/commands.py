@@ -3,52 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from standfast.cli.command import Argument, Command
+from standfast.cli.unit_commands import OF_UNITS
 
-@dataclass(frozen=True, slots=True)
-class Argument:
-    """An option (its name begins with --) or a positional argument."""
-
-    name: str
-    help: str
-    metavar: str = ""
-    """Empty for an option without a value."""
-    choices: tuple[str, ...] = ()
-    kind: str = "text"
-    """text, seconds (a positive number), maybe seconds (the default without one) or words (any
-    number of them)."""
-    default: float | None = None
-    required: bool = True
-    """Of a positional only."""
-
-    @property
-    def is_option(self) -> bool:
-        return self.name.startswith("--")
-
-    @property
-    def dest(self) -> str:
-        return self.name.lstrip("-").replace("-", "_")
-
-
-@dataclass(frozen=True, slots=True)
-class Command:
-    """`entry` is MODULE:FUNCTION, imported only when the command runs; it takes the namespace."""
-
-    name: str
-    help: str
-    entry: str
-    arguments: tuple[Argument, ...] = ()
-    more: str = ""
-    hidden: bool = False
-    """Run by units and handlers, not by people."""
-
+__all__ = ["COMMANDS", "Argument", "Command", "visible"]
 
 VOLUME = Argument("--volume", "the volume (default: the only configured one)", "VOLUME")
 VOLUMES = Argument("--volume", "the volume (default: each configured one)", "VOLUME")
 JSON = Argument("--json", "print JSON")
 DRY_RUN = Argument("--dry-run", "print what the command would do, and change nothing")
 REASON = Argument("--reason", "why; recorded for other operators", "TEXT")
+ON = Argument(
+    "--on",
+    "have another storage node do it, through Consul (default: this one, or the primary)",
+    "NODE",
+)
 QUIET = Argument("--quiet", "no progress output")
 TIMEOUT = Argument(
     "--timeout",
@@ -60,7 +30,7 @@ TIMEOUT = Argument(
 _KNOWN = "go on though these checks of the next primary (`standfast doctor`) fail: X,Y"
 DESPITE = Argument("--despite", _KNOWN, "CHECKS")
 _CHANGE = (VOLUME, DRY_RUN, JSON)
-_ROLE = (*_CHANGE, REASON, TIMEOUT)
+_ROLE = (*_CHANGE, REASON, TIMEOUT, ON)
 _GIVE_UP = (
     *_ROLE,
     Argument(
@@ -68,7 +38,6 @@ _GIVE_UP = (
         "go on without the final snapshot when the disk is read-only, hangs or is gone",
     ),
 )
-_SERVICE_VOLUME = Argument("volume", "the volume", "VOLUME")
 
 COMMANDS: tuple[Command, ...] = (
     Command(
@@ -136,6 +105,20 @@ COMMANDS: tuple[Command, ...] = (
         _GIVE_UP,
         "A node that has the role but can't serve gives it up as far as its disk allows. Then run "
         "`standfast promote` on the node that is to serve.",
+    ),
+    Command(
+        "requests",
+        "list what was asked of nodes through Consul, or show one request",
+        "standfast.cli.requests:run",
+        (
+            VOLUMES,
+            JSON,
+            Argument("--follow", "pass on what the node says until the request ends"),
+            Argument("id", "the request, or the beginning of its id", "ID", required=False),
+        ),
+        "Commands for another node (`--on`, or from a machine that is none) are requests in Consul."
+        " Who asked deletes a request when it has read what came of it; the nodes delete "
+        "what nobody changed for an hour. With --follow it exits as the request does.",
     ),
     Command(
         "pause",
@@ -331,64 +314,7 @@ COMMANDS: tuple[Command, ...] = (
             ),
         ),
     ),
-    Command(
-        "agent",
-        "watch Consul, decide, promote and demote",
-        "standfast.cli.services:agent",
-        (_SERVICE_VOLUME,),
-        hidden=True,
-    ),
-    Command(
-        "receiver",
-        "serve `standfast receive` from a process that is loaded already; its socket starts it",
-        "standfast.cli.receiver:main",
-        hidden=True,
-    ),
-    Command(
-        "nomad-boot",
-        "before Nomad starts: make this node ineligible if it still has the primary's meta",
-        "standfast.cli.nomad_boot:run",
-        (_SERVICE_VOLUME,),
-        hidden=True,
-    ),
-    Command(
-        "lease",
-        "hold the lease: send heartbeats and extend the fence",
-        "standfast.cli.services:lease",
-        (_SERVICE_VOLUME,),
-        hidden=True,
-    ),
-    Command(
-        "fence",
-        "after the lease is lost for good: close the port and stop the NFS server",
-        "standfast.cli.services:fence",
-        (_SERVICE_VOLUME,),
-        hidden=True,
-    ),
-    Command(
-        "watch",
-        "run the Consul watches with their handlers",
-        "standfast.cli.services:watch",
-        (_SERVICE_VOLUME,),
-        hidden=True,
-    ),
-    Command(
-        "exporter",
-        "answer Prometheus, browsers and health checks about this node's volumes",
-        "standfast.cli.services:exporter",
-        (
-            Argument("--listen", "where (default: 127.0.0.1:9756)", "ADDRESS:PORT"),
-            Argument("--textfile", "write once for node_exporter instead", "FILE.prom"),
-        ),
-        hidden=True,
-    ),
-    Command(
-        "reconcile",
-        "make this node's agents check the cluster now",
-        "standfast.cli.services:reconcile",
-        (VOLUME, Argument("--event", "what happened", "EVENT")),
-        hidden=True,
-    ),
+    *OF_UNITS,
 )
 
 

@@ -15,6 +15,7 @@ is a ForeignValue: the caller stops, nothing is overwritten. Under `standfast/<v
                       "at", "takes_over", "because", "sentence", "obstacles"}
     pause            {"v": 1, "by", "reason", "at"}
     nomad/<node id>  {"v": 1, "node", "by", "epoch", "at", "firm", "ahead"}
+    requests/<id>, outcomes/<id>, requests: see `requests/record.py`
 
 Under `standfast-clients/<volume>/`, shown and never acted on:
 

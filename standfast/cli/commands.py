@@ -63,9 +63,10 @@ COMMANDS: tuple[Command, ...] = (
         "doctor",
         "check this node; print the cause, the evidence and the fix of each problem",
         "standfast.cli.doctor:run",
-        (VOLUMES, JSON),
+        (VOLUMES, JSON, ON, Argument("--all", "ask every storage node, all at once")),
         "Exits 0 when every check passes and 1 when one fails. On the primary it also checks the "
-        "connection to each standby.",
+        "connection to each standby. With --all --json it prints a list, an object for each node; "
+        "one that doesn't answer has `error` and `reason`.",
     ),
     Command(
         "promote",
@@ -148,6 +149,7 @@ COMMANDS: tuple[Command, ...] = (
             Argument(
                 "--instance", "volume and standby in one argument, for unit files", "VOLUME:STANDBY"
             ),
+            ON,
             Argument("standby", "the standby (default: all)", "STANDBY", required=False),
         ),
         "Prints progress to stderr: a bar on a terminal, else a line every 10 s. With --dry-run it "
@@ -169,6 +171,7 @@ COMMANDS: tuple[Command, ...] = (
                 kind="seconds",
                 default=86400.0,
             ),
+            ON,
             Argument("node", "a node of [nodes]", "NODE"),
         ),
         "Prints a line for each step. Every step can be repeated: a step that is done already is "
@@ -192,7 +195,7 @@ COMMANDS: tuple[Command, ...] = (
         "standby remove",
         "forget a node that is no longer a storage node; its data stays there",
         "standfast.cli.standby_remove:run",
-        (*_CHANGE, Argument("node", "a node that is no longer in [nodes]", "FORMER-NODE")),
+        (*_CHANGE, ON, Argument("node", "a node that is no longer in [nodes]", "FORMER-NODE")),
         "Stops its timer and releases the snapshots kept for it. Run it on every storage node.",
     ),
     Command(

@@ -132,7 +132,11 @@ def document_of(outcome: Outcome) -> Any:
 
 
 def elsewhere(
-    args: argparse.Namespace, verb: Verb, arguments: Arguments, *, from_storage: bool = False
+    args: argparse.Namespace,
+    verb: Verb,
+    arguments: Callable[[Config], Arguments],
+    *,
+    from_storage: bool = False,
 ) -> int | None:
     """Has another node run the program where that is its to do, and returns the exit code; None:
     this node runs it itself.
@@ -151,7 +155,7 @@ def elsewhere(
         return None
     if node != args.on:
         note(f"{node} has the role: asking it through Consul")
-    return show(ask(config, verb, node, arguments), as_json=args.json)
+    return show(ask(config, verb, node, arguments(config)), as_json=args.json)
 
 
 def holder_if_known(config: Config) -> str | None:

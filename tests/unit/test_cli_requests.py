@@ -4,6 +4,7 @@ them in a thread, by the embedded Consul."""
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,17 @@ from standfast.requests.work import Work
 from tests.support.configs import config_of
 from tests.support.terminal import PREFIX, Desk, a_desk, write_node
 
+PROGRAM = """
+import json, sys
+words = " ".join(sys.argv[1:])
+if "--json" in words:
+    print(json.dumps({"v": 1, "node": "there", "ok": True, "words": words}))
+else:
+    print(words)
+if "remove" in words:
+    print("standfast: still-configured: c9 is in [nodes]", file=sys.stderr)
+    sys.exit(1)
+"""
 DONE = {"done": True, "text": "c1 is primary (0.4 s)"}
 
 
@@ -88,7 +100,9 @@ def an_agent(desk: Desk, name: str, *lines: dict[str, Any]) -> Iterator[Other]:
             work.sendall(json.dumps(line).encode() + b"\n")
 
     taker = Taker(
-        config, ConsulGateway([desk.consul.address("zippy")]), Node("run", door, lambda: "well")
+        config,
+        ConsulGateway([desk.consul.address("zippy")]),
+        Node("run", door, lambda: "well", (sys.executable, "-c", PROGRAM)),
     )
 
     def turns() -> None:
@@ -272,3 +286,63 @@ def test_requests_says_when_there_are_none_and_names_no_wrong_one(desk: Desk) ->
     assert len(desk.run_json("requests")["requests"]) == 2
     code, out, _ = desk.run("requests")
     assert code == 0 and "\x1b" not in out and "open" in out
+
+
+# Programs
+
+
+def test_replicate_and_standby_go_to_the_holder_from_a_workstation(workstation: Desk) -> None:
+    holds(workstation, "zippy")
+    asked = "zippy has the role: asking it through Consul"
+    with an_agent(workstation, "zippy"):
+        code, out, err = workstation.run("replicate", "c1", "--dry-run")
+        words = "replicate --volume data-services --dry-run --quiet c1"
+        assert (code, out) == (0, f"{words}\n") and err.startswith(asked)
+        code, out, err = workstation.run("standby", "add", "c9", "--timeout", "60")
+        assert out == "standby add --volume data-services --quiet --timeout 60 c9\n"
+        code, out, err = workstation.run("standby", "remove", "c9")
+        assert (code, out) == (1, "standby remove --volume data-services c9\n")
+        assert err.endswith("standfast: still-configured: c9 is in [nodes]\n")
+        code, out, _ = workstation.run("replicate", "--json")
+        assert code == 0 and json.loads(out)["words"].endswith(
+            "replicate --volume data-services --json --quiet"
+        )
+
+
+def test_a_standby_has_the_primary_replicate_and_its_timer_does_not(desk: Desk) -> None:
+    holds(desk, "c1")
+    with an_agent(desk, "c1"):
+        code, out, _ = desk.run("replicate", "zippy")
+        assert (code, out) == (0, "replicate --volume data-services --quiet zippy\n")
+    code, _, err = desk.run("replicate", "--instance", "data-services:c1")
+    assert code == 1 and "not-primary" in err
+    assert len(left(desk)) == 0
+
+
+def test_standby_add_on_a_storage_node_prepares_that_node(desk: Desk) -> None:
+    holds(desk, "c1")
+    assert "key" in desk.run("standby", "add", "c1", "--dry-run")[1]
+    assert desk.key("requests") is None
+    code, _, err = desk.run("standby", "add", "c1", "--on", "c1", "--install-key")
+    assert code == 2 and "--install-key uses your own ssh" in err
+
+
+def test_doctor_asks_another_node(workstation: Desk) -> None:
+    with an_agent(workstation, "c1"):
+        code, out, err = workstation.run("doctor", "--on", "c1")
+        assert (code, out, err) == (0, "doctor --volume data-services\n", "")
+        doc = json.loads(workstation.run("doctor", "--on", "c1", "--json")[1])
+    assert (doc["node"], doc["words"]) == ("c1", "doctor --volume data-services --json")
+
+
+def test_doctor_asks_all_nodes_and_tells_which_does_not_answer(workstation: Desk) -> None:
+    with an_agent(workstation, "c1"):
+        code, out, err = workstation.run("doctor", "--all")
+        assert code == 3
+        assert out == "node c1\ndoctor --volume data-services\n\nnode zippy\n"
+        assert err.startswith("zippy: not-taken: zippy didn't take the request within 3 s;")
+        code, out, _ = workstation.run("doctor", "--all", "--json")
+    answers = json.loads(out)
+    assert [(each["node"], "error" in each) for each in answers] == [("c1", False), ("zippy", True)]
+    assert (code, answers[1]["reason"]) == (3, "not-taken")
+    assert workstation.run("doctor", "--all", "--on", "c1")[0] == 2

@@ -4,6 +4,7 @@ test moves. While one sleeps, the others have their turns."""
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from standfast.agent.command import Command
 from standfast.consul.values import Committed, Conflict, Entry, Op
 from standfast.errors import ConsulTimedOut, Refused, TimedOut, Unreachable
 from standfast.reasons import Reason
-from standfast.requests import asking
+from standfast.requests import asking, programs
 from standfast.requests.asking import ACCEPT_S, Asker, NotTaken, new_request
 from standfast.requests.decide import CLOSE_S
 from standfast.requests.folder import MOST, Folder
@@ -24,11 +25,12 @@ from standfast.requests.programs import words_of
 from standfast.requests.record import Arguments, Outcome, Request, Verb
 from standfast.requests.taking import FORGOTTEN_S, QUEUE_S, TIDY_EVERY_S, Node, Taker
 from standfast.requests.work import Work
-from standfast.system import clock
+from standfast.system import clock, environment
 from standfast.system.clock import Deadline
 from tests.fakes.clock import StoppedClock
 from tests.fakes.consul import MemoryConsul
 from tests.support.configs import config_in
+from tests.support.waiting import wait_for
 
 ID = "0f" * 16
 
@@ -500,6 +502,59 @@ def test_a_short_outage_of_consul_is_sat_out_and_a_long_one_withdraws(scene: Sce
 
 
 # Programs
+
+SAYS = """
+import json, os, sys
+told = sorted(name for name in os.environ if "CONSUL" in name or "NOMAD" in name)
+print(json.dumps({"words": sys.argv[1:], "environment": told}))
+print("standfast: not-primary: no", file=sys.stderr)
+sys.exit(1)
+"""
+
+
+def carried_out(script: str, **arguments: Any) -> Outcome:
+    work = Work(new_request(Verb.DOCTOR, "n1", "ann", Arguments(**arguments)), "run")
+    programs.begin((sys.executable, "-c", script), "v", work)
+    wait_for(lambda: work.ended, 30.0, "the program ends")
+    outcome = work.due(0.0)
+    assert outcome is not None and outcome.ended
+    return outcome
+
+
+def test_what_a_program_says_and_its_status_come_back_and_it_gets_no_token(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CONSUL_HTTP_TOKEN", "s3cret")
+    monkeypatch.setattr(environment, "TAKEN", {})
+    environment.take()
+    told = carried_out(SAYS)
+    assert json.loads(told.text or "") == {"words": ["doctor", "--volume", "v"], "environment": []}
+    assert (told.exit_code, told.error) == (1, "standfast: not-primary: no")
+    told = carried_out(SAYS, as_json=True)
+    assert json.loads(told.document or "")["words"] == ["doctor", "--volume", "v", "--json"]
+    assert told.text is None
+
+
+@pytest.mark.parametrize(
+    ("script", "exit_code", "text"),
+    [("import os; os.kill(os.getpid(), 9)", 4, ""), ("import sys; sys.exit(77)", 4, "")],
+)
+def test_a_status_that_is_none_of_ours_is_a_failure(script: str, exit_code: int, text: str) -> None:
+    told = carried_out(script)
+    assert (told.exit_code, told.text) == (exit_code, text)
+
+
+def test_a_program_that_hangs_is_ended_and_told() -> None:
+    told = carried_out("import time; time.sleep(60)", timeout_s=0.3)
+    assert told.exit_code == 3 and "did not end before its deadline" in (told.error or "")
+
+
+def test_a_node_that_starts_no_programs_says_so(scene: Scene) -> None:
+    scene.station("n1")
+    asker = scene.asker(Verb.DOCTOR)
+    asker.until_taken()
+    outcome = asker.watch(lambda _: None, 60.0)
+    assert outcome.exit_code == 1 and "starts no programs" in (outcome.error or "")
 
 
 @pytest.mark.parametrize(

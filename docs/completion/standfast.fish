@@ -63,7 +63,7 @@ function _shtab_standfast_using
 end
 
 set -g _shtab_standfast_commands status doctor promote switchover failback demote requests pause resume history replicate standby 'standby add' 'standby authorize' 'standby remove' 'standby list' snapshots prune verify accept-epoch guard receive remount client 'client units' config 'config check' 'config example' completion demo
-set -g _shtab_standfast_opts_with_value --despite --dir --event --file --from --instance --on --reason --timeout --to --volume --watch
+set -g _shtab_standfast_opts_with_value --despite --dir --event --file --for --from --instance --on --reason --timeout --to --volume --watch
 
 complete -c standfast -e
 complete -c standfast -f
@@ -126,12 +126,13 @@ complete -c standfast -n '_shtab_standfast_using requests' -s h -l help -d 'show
 complete -c standfast -n '_shtab_standfast_using requests' -l volume -xka "(_standfast_volumes)" -d 'the volume (default: each configured one)'
 complete -c standfast -n '_shtab_standfast_using requests' -l json -d 'print JSON'
 complete -c standfast -n '_shtab_standfast_using requests' -l follow -d 'pass on what the node says until the request ends'
-complete -c standfast -n '_shtab_standfast_using; and test $_shtab_standfast_npos -eq 0' -a pause -d 'Disable automatic failover. The lease is still renewed and replication goes on. `standfast resume` ends the pause.'
+complete -c standfast -n '_shtab_standfast_using; and test $_shtab_standfast_npos -eq 0' -a pause -d 'Disable automatic failover. The lease is still renewed and replication goes on. `standfast resume` ends the pause. A storage node that has seen it for the time of --for, on its own clock, ends it; one whose agent starts anew counts anew.'
 complete -c standfast -n '_shtab_standfast_using pause' -s h -l help -d 'show this help message and exit'
 complete -c standfast -n '_shtab_standfast_using pause' -l volume -xka "(_standfast_volumes)" -d 'the volume (default: the only configured one)'
 complete -c standfast -n '_shtab_standfast_using pause' -l dry-run -d 'print what the command would do, and change nothing'
 complete -c standfast -n '_shtab_standfast_using pause' -l json -d 'print JSON'
 complete -c standfast -n '_shtab_standfast_using pause' -l reason -x -d 'why; recorded for other operators'
+complete -c standfast -n '_shtab_standfast_using pause' -l for -x -d 'end it by itself after this time: 90m, 2h'
 complete -c standfast -n '_shtab_standfast_using; and test $_shtab_standfast_npos -eq 0' -a resume -d 'Enable automatic failover again'
 complete -c standfast -n '_shtab_standfast_using resume' -s h -l help -d 'show this help message and exit'
 complete -c standfast -n '_shtab_standfast_using resume' -l volume -xka "(_standfast_volumes)" -d 'the volume (default: the only configured one)'

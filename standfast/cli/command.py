@@ -15,8 +15,8 @@ class Argument:
     """Empty for an option without a value."""
     choices: tuple[str, ...] = ()
     kind: str = "text"
-    """text, seconds (a positive number), maybe seconds (the default without one) or words (any
-    number of them)."""
+    """text, seconds (a positive number), maybe seconds (the default without one), time (with a
+    unit: 90m) or words (any number of them)."""
     default: float | None = None
     required: bool = True
     """Of a positional only."""

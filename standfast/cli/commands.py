@@ -125,8 +125,14 @@ COMMANDS: tuple[Command, ...] = (
         "pause",
         "disable automatic failover",
         "standfast.cli.pause:pause",
-        (*_CHANGE, REASON),
-        "The lease is still renewed and replication goes on. `standfast resume` ends the pause.",
+        (
+            *_CHANGE,
+            REASON,
+            Argument("--for", "end it by itself after this time: 90m, 2h", "TIME", kind="time"),
+        ),
+        "The lease is still renewed and replication goes on. `standfast resume` ends the pause. A "
+        "storage node that has seen it for the time of --for, on its own clock, ends it; one whose "
+        "agent starts anew counts anew.",
     ),
     Command("resume", "enable automatic failover again", "standfast.cli.pause:resume", _CHANGE),
     Command(

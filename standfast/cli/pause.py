@@ -22,12 +22,13 @@ def pause(args: argparse.Namespace) -> int:
     """Runs `standfast pause`."""
     config = load_volume(args.volume, require_storage=False)
     gateway = ConsulGateway.from_config(config)
-    wanted = Pause(operator_name(), args.reason or NO_REASON, utc_now())
+    lasts: float | None = getattr(args, "for")  # the option's name is no name in Python
+    wanted = Pause(operator_name(), args.reason or NO_REASON, utc_now(), lasts)
     if (entry := _read(gateway, config)) is not None:
         return _already(args, config, entry)
     if args.dry_run:
-        print_done(args.json, f"would pause {config.volume}: automatic failover is disabled",
-                   dry_run=True)  # fmt: skip
+        text = f"would pause {config.volume}: automatic failover is disabled{_end(wanted)}"
+        print_done(args.json, text, dry_run=True)
         return 0
     done = gateway.txn([Cas(config.key("pause"), 0, wanted.dump())])
     if not isinstance(done, Committed):
@@ -36,7 +37,7 @@ def pause(args: argparse.Namespace) -> int:
         raise _busy(config)
     print_done(
         args.json,
-        f"{config.volume} is paused: automatic failover is disabled until `standfast resume`",
+        f"{config.volume} is paused: automatic failover is disabled{_end(wanted)}",
         changed=True,
     )
     return 0
@@ -64,6 +65,12 @@ def resume(args: argparse.Namespace) -> int:
     return 0
 
 
+def _end(pause: Pause) -> str:
+    if pause.until is None:
+        return " until `standfast resume`"
+    return f" until about {format_utc(pause.until)}, or `standfast resume`"
+
+
 def _read(gateway: ConsulGateway, config: Config) -> Entry | None:
     return gateway.get(config.key("pause"), consistent=True)
 
@@ -72,7 +79,8 @@ def _already(args: argparse.Namespace, config: Config, entry: Entry) -> int:
     was = Pause.parse(entry.value, entry.key)
     print_done(
         args.json,
-        f"{config.volume} is paused already, by {was.by} at {format_utc(was.at)}: {was.reason}",
+        f"{config.volume} is paused already, by {was.by} at {format_utc(was.at)}"
+        f"{_end(was) if was.until else ''}: {was.reason}",
         changed=False,
     )
     return 0

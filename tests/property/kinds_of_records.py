@@ -47,7 +47,7 @@ KINDS: dict[type[Record], dict[str, Any]] = {
         "taken_at": 1.6e9,
         "by": "a",
     },
-    records.Pause: {"v": 1, "by": "ann", "reason": "disks", "at": 1.0},
+    records.Pause: {"v": 1, "by": "ann", "reason": "disks", "at": 1.0, "lasts": 7200.0},
     records.CandidateRecord: {
         "v": 1,
         "node": "b",

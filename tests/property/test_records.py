@@ -32,6 +32,7 @@ NEEDED: dict[type[Record], set[str]] = {
 }
 """Where some are none of them."""
 MORE: dict[type[Record], set[str]] = {
+    records.Pause: {"lasts"},
     Request: {"arguments", "taken"},
     Outcome: {"beat", "first", "progress", "ended", "exit_code", "text", "error", "reason"}
     | {"document"},

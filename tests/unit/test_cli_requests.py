@@ -17,7 +17,7 @@ import pytest
 from standfast.cli import remote
 from standfast.config.load import load
 from standfast.consul.gateway import ConsulGateway
-from standfast.consul.records import Holder, Leader, LeaderState, dump_epoch
+from standfast.consul.records import HistoryEntry, Holder, Leader, LeaderState, dump_epoch
 from standfast.requests import asking, taking
 from standfast.requests.asking import new_request
 from standfast.requests.folder import Folder
@@ -286,6 +286,18 @@ def test_requests_says_when_there_are_none_and_names_no_wrong_one(desk: Desk) ->
     assert len(desk.run_json("requests")["requests"]) == 2
     code, out, _ = desk.run("requests")
     assert code == 0 and "\x1b" not in out and "open" in out
+
+
+def test_what_consul_tells_is_told_on_a_workstation_too(workstation: Desk) -> None:
+    holds(workstation, "c1")
+    entry = HistoryEntry(7, "c1", None, "takeover", None, 0.0, 1e9)
+    workstation.put("history/7", entry.dump())
+    assert workstation.run("pause", "--for", "2h")[0] == 0
+    code, out, _ = workstation.run("status")
+    assert code == 1 and "c1 holds epoch 7" in out and "paused:    by alice since" in out
+    assert workstation.run("resume")[0] == 0
+    code, out, err = workstation.run("history")
+    assert (code, err) == (0, "") and "c1" in out
 
 
 # Programs

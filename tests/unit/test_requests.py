@@ -14,7 +14,9 @@ import pytest
 from msgspec.structs import replace
 
 from standfast.agent.command import Command
+from standfast.consul.records import dump_epoch
 from standfast.consul.values import Committed, Conflict, Entry, Op
+from standfast.consul.volume_keys import CANDIDATES, read_volume
 from standfast.errors import ConsulTimedOut, Refused, TimedOut, Unreachable
 from standfast.reasons import Reason
 from standfast.requests import asking, programs
@@ -450,6 +452,16 @@ def test_a_full_folder_keeps_nobody_out_who_was_there_first(scene: Scene) -> Non
     with pytest.raises(Refused, match=f"{MOST} requests are there already") as refused:
         scene.asker().until_taken()
     assert refused.value.reason is Reason.BUSY
+
+
+def test_what_lies_there_is_read_by_nothing_that_decides_about_the_role(scene: Scene) -> None:
+    for number in range(100):
+        scene.consul.put(scene.folder.key(f"{number:032x}"), b"x" * 10_000)
+        scene.consul.put(scene.folder.outcome_key(f"{number:032x}"), b"x" * 10_000)
+    scene.consul.put(scene.folder.bell, b"x")
+    config = config_in(scene.directory, "n1", "n2", "n3")
+    scene.consul.put(config.key("epoch"), dump_epoch(7))
+    assert set(read_volume(scene.consul, config, CANDIDATES)) == {"epoch"}
 
 
 @pytest.mark.parametrize(

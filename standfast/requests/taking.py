@@ -32,6 +32,8 @@ BUSY_S = 0.25
 """Between two looks while there is something to look after."""
 IDLE_S = 5.0
 """For so long a change of the bell is waited for."""
+NO_BELL_S = 2.0
+"""Between two looks before anybody ever asked for anything."""
 QUEUE_S = 60.0
 """What was taken and hasn't begun by then isn't carried out any more."""
 TROUBLE_S = 1.0
@@ -92,7 +94,9 @@ class Taker:
 
     def _turn(self) -> float:
         if self._is_idle:
-            self._bell, _ = self._consul.wait(self._folder.bell, self._bell, wait_s=IDLE_S)
+            index, bell = self._consul.wait(self._folder.bell, self._bell, wait_s=IDLE_S)
+            # A wait for a key that doesn't exist ends with every change of any key.
+            self._bell = 0 if bell is None else index
         began = up()
         found = self._folder.look()
         mine = {name: each for name, each in found.items() if self._is_mine(each.request)}
@@ -107,8 +111,11 @@ class Taker:
                 self._take(open_ones[name])
         self._tell()
         self._tidy()
-        self._is_idle = not (self._work or open_ones)
-        return 0.0 if self._is_idle else BUSY_S
+        alive = [name for name in open_ones if not self._traces.by_id[name].dead]
+        self._is_idle = not (self._work or alive)
+        if self._is_idle:
+            return 0.0 if self._bell else NO_BELL_S
+        return BUSY_S
 
     def _is_mine(self, request: Request) -> bool:
         return request.node == self._config.node

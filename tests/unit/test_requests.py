@@ -19,7 +19,7 @@ from standfast.consul.values import Committed, Conflict, Entry, Op
 from standfast.consul.volume_keys import CANDIDATES, read_volume
 from standfast.errors import ConsulTimedOut, Refused, TimedOut, Unreachable
 from standfast.reasons import Reason
-from standfast.requests import asking, programs
+from standfast.requests import asking, programs, taking
 from standfast.requests.asking import ACCEPT_S, Asker, NotTaken, new_request
 from standfast.requests.decide import CLOSE_S
 from standfast.requests.folder import MOST, Folder
@@ -486,6 +486,21 @@ def test_a_request_that_this_version_does_not_understand_is_not_carried_out(
         scene.consul.put(scene.folder.key(doc["id"]), json.dumps({**doc, "beat": beat}).encode())
         scene.world.pass_(0.5)
     assert station.begun == []
+
+
+def test_a_dead_request_keeps_no_node_awake(scene: Scene) -> None:
+    scene.folder.create(new_request(Verb.PROMOTE, "n1", "ann", Arguments()))
+    taker = scene.station("n1").taker
+    scene.world.pass_(1.0)
+    assert taker.turn() == taking.BUSY_S
+    scene.world.pass_(CLOSE_S + 1.0)
+    assert taker.turn() == 0.0
+
+
+def test_before_the_first_request_no_node_waits_for_its_bell(scene: Scene) -> None:
+    """It would be woken by every change of any key."""
+    taker = scene.station("n1").taker
+    assert [taker.turn() for _ in range(3)] == [taking.NO_BELL_S] * 3
 
 
 def test_a_node_without_consul_goes_on_when_it_is_back(scene: Scene) -> None:

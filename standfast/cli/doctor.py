@@ -15,7 +15,7 @@ from standfast.cli.output import error_fields, note, print_json
 from standfast.cli.remote import ask, document_of, is_storage, load_for, named
 from standfast.cli.targets import Answer, forbidden, tell_of_each
 from standfast.config.model import Config
-from standfast.doctor.run import LIMIT_S, document, gather, looks_of, render
+from standfast.doctor.run import LIMIT_S, Listed, document, gather, looks_of, render
 from standfast.errors import AS_ROOT, Unreachable, UsageError, ours
 from standfast.requests.record import Arguments, Outcome, Verb
 from standfast.system.clock import Deadline
@@ -40,11 +40,15 @@ def run(args: argparse.Namespace) -> int:
     return tell_of_each(args, _answer)
 
 
-def _answer(config: Config) -> Answer:
+def _findings(config: Config) -> Sequence[Listed]:
     path = forbidden([config.run_dir / "agent.sock", config.state_dir])
     if path is not None:
         raise Unreachable(f"{path} is closed to this user, and most checks would fail. {AS_ROOT}")
-    findings = gather(looks_of(config), Deadline.after(LIMIT_S))
+    return gather(looks_of(config), Deadline.after(LIMIT_S))
+
+
+def _answer(config: Config) -> Answer:
+    findings = _findings(config)
     return Answer(
         document(config, findings),
         lambda: print(clean_lines(render(findings))),
@@ -78,7 +82,7 @@ def _of_one(config: Config, node: str, as_json: bool) -> Told:
     if node != config.node or not is_storage(config):
         return _ask(config, node, as_json)
     try:
-        findings = gather(looks_of(config), Deadline.after(LIMIT_S))
+        findings = _findings(config)
     except Exception as error:  # noqa: BLE001  # the other nodes have their turns
         return _failed(node, error)
     code = 0 if all(finding.ok for finding in findings) else 1

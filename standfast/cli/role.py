@@ -1,7 +1,7 @@
 """promote, switchover, failback, demote: asked of a node's agent, which does the work.
 
 This node's is asked by its socket, another one's through Consul. What only the primary can do goes
-to the primary, wherever it is asked.
+to the primary from a machine that is no storage node.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _ask(args: argparse.Namespace, **more: Any) -> int:
         try:
             answer = _of_ours(args, config, more)
         except (Refused, NotRunning) as error:
-            elsewhere = _where_instead(config, verb, error) if args.on is None else None
+            elsewhere = _where_instead(args, config, error) if args.on is None else None
             if elsewhere is None:
                 raise
             note(f"{elsewhere} has the role: asking it through Consul")
@@ -88,11 +88,16 @@ def _limit_s(args: argparse.Namespace) -> float:
     return timeout_s - min(5.0, timeout_s / 10)
 
 
-def _where_instead(config: Config, verb: Verb, error: StandfastError) -> str | None:
-    """Returns the node that has the role, where this one refused as it hasn't, or has no agent."""
+def _where_instead(args: argparse.Namespace, config: Config, error: StandfastError) -> str | None:
+    """Returns the node that has the role, where this one refused as it hasn't, or has no agent.
+
+    Only for what says where the role is to be: `demote`, or a `switchover` away from here, on a
+    node that lost the role already, would take it from a node that nobody meant.
+    """
     if isinstance(error, Refused) and error.reason is not Reason.NOT_PRIMARY:
         return None
-    return holder_if_known(config) if verb in OF_HOLDER else None
+    says_where = args.command == Verb.FAILBACK or getattr(args, "to", None) is not None
+    return holder_if_known(config) if says_where else None
 
 
 def _of_another(

@@ -160,10 +160,13 @@ class Taker:
             return
         if outcome is not None and outcome.ended:
             return
-        text = (
-            f"the agent of {request.node} ended in the middle of `standfast {request.verb}`; the "
-            f"next one goes on with what was begun (now: {self._node.concludes()}). Look with "
+        goes_on = (
+            f"the next one goes on with what was begun (now: {self._node.concludes()}). Look with "
             "`standfast status`"
+        )
+        text = (
+            f"the agent of {request.node} ended in the middle of `standfast {request.verb}`; "
+            f"{goes_on if request.verb in ROLE else 'run it again'}"
         )
         work = self._looked_after(request)
         if outcome is not None:

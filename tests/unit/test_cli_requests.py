@@ -171,6 +171,19 @@ def test_a_standby_sends_what_is_the_holders_there(desk: Desk) -> None:
     assert err == "c1 has the role: asking it through Consul\n"
 
 
+@pytest.mark.parametrize("words", [["switchover"], ["demote"]])
+def test_what_takes_the_role_away_without_saying_where_to_stays_on_its_node(
+    desk: Desk, words: list[str]
+) -> None:
+    """A script on a node that lost the role already means that node."""
+    holds(desk, "c1")
+    code, _, err = desk.run(*words)
+    assert code == 3 and "Is the agent running?" in err
+    assert desk.key("requests") is None
+    with an_agent(desk, "c1", DONE):
+        assert desk.run(*words, "--on", "c1")[0] == 0
+
+
 def test_on_the_holder_itself_nothing_goes_through_consul(desk: Desk) -> None:
     holds(desk, "zippy")
     code, _, err = desk.run("switchover", "--to", "c1")

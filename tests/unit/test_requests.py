@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from standfast.agent import main as agent_main
 from standfast.agent.command import Command
+from standfast.agent.commands import answer
 from standfast.consul.records import dump_epoch
 from standfast.consul.values import Committed, Conflict, Entry, Op
 from standfast.consul.volume_keys import CANDIDATES, read_volume
@@ -33,6 +35,7 @@ from tests.fakes.clock import StoppedClock
 from tests.fakes.consul import MemoryConsul
 from tests.support.configs import config_in
 from tests.support.waiting import wait_for
+from tests.unit.agents import SERVING, STANDING_BY, agent, say
 
 ID = "0f" * 16
 
@@ -351,6 +354,42 @@ def test_progress_is_told_once_in_order_and_bounded(scene: Scene) -> None:
 
 
 # The agent
+
+
+def test_the_agent_answers_a_request_as_it_answers_its_socket(scene: Scene, tmp_path: Path) -> None:
+    made = agent(tmp_path / "n1", SERVING)
+    station = scene.station("n1")
+    station.answers = lambda work: answer(made, Command(work, work.document(), work.begin))
+    [last] = say(made, "demote", dry_run=True, timeout_s=900.0)
+    asker = scene.asker(Verb.DEMOTE, dry_run=True)
+    asker.until_taken()
+    outcome = asker.watch(lambda _: None, 60.0)
+    assert outcome.text == last["text"]
+    assert json.loads(outcome.document or "") == {"steps": last["steps"]}
+    made.decisions = [STANDING_BY]
+    [last] = say(made, "demote")
+    asker = scene.asker(Verb.DEMOTE)
+    asker.until_taken()
+    outcome = asker.watch(lambda _: None, 60.0)
+    told = (outcome.error, outcome.reason, outcome.exit_code)
+    assert told == (last["error"], last["reason"], last["exit_code"])
+
+
+def test_an_agent_goes_on_when_its_look_for_requests_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, turns = agent(tmp_path, SERVING), []
+
+    def turn(self: Taker) -> float:
+        turns.append(1)
+        if len(turns) == 3:
+            made.stopping.set()
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(Taker, "turn", turn)
+    monkeypatch.setattr(agent_main, "UPKEEP_EVERY_S", 0.0)
+    agent_main.keep_taking(made)
+    assert len(turns) == 3
 
 
 def test_what_an_agent_has_no_time_for_is_told_and_not_done_later(scene: Scene) -> None:

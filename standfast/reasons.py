@@ -81,6 +81,8 @@ class Reason(StrEnum):
     STILL_CONFIGURED = "still-configured"
     CONTENT_DIFFERS = "content-differs"
     BUSY = "busy"
+    NOT_TAKEN = "not-taken"
+    INTERRUPTED = "interrupted"
     NOT_RUNNING = "not-running"
     NEEDS_ROOT = "needs-root"
     # Receiving

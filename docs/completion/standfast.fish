@@ -62,8 +62,8 @@ function _shtab_standfast_using
   test "$_shtab_standfast_cmdpath" = "$argv"
 end
 
-set -g _shtab_standfast_commands status doctor promote switchover failback demote pause resume history replicate standby 'standby add' 'standby authorize' 'standby remove' 'standby hold' 'standby release' 'standby list' snapshots prune verify accept-epoch guard receive remount client 'client units' config 'config check' 'config example' completion demo
-set -g _shtab_standfast_opts_with_value --despite --dir --event --file --from --instance --reason --timeout --to --volume --watch
+set -g _shtab_standfast_commands status doctor promote switchover failback demote requests pause resume history replicate standby 'standby add' 'standby authorize' 'standby remove' 'standby hold' 'standby release' 'standby list' snapshots prune verify accept-epoch guard receive remount client 'client units' config 'config check' 'config example' completion demo
+set -g _shtab_standfast_opts_with_value --despite --dir --event --file --for --from --instance --on --reason --timeout --to --volume --watch
 
 complete -c standfast -e
 complete -c standfast -f
@@ -75,10 +75,12 @@ complete -c standfast -n '_shtab_standfast_using status' -s h -l help -d 'show t
 complete -c standfast -n '_shtab_standfast_using status' -l volume -xka "(_standfast_volumes)" -d 'the volume (default: each configured one)'
 complete -c standfast -n '_shtab_standfast_using status' -l json -d 'print JSON'
 complete -c standfast -n '_shtab_standfast_using status' -l watch -x -d 'repeat until ^C; on a terminal, in place (without a number: 1)'
-complete -c standfast -n '_shtab_standfast_using; and test $_shtab_standfast_npos -eq 0' -a doctor -d 'Check this node; print the cause, the evidence and the fix of each problem. Exits 0 when every check passes and 1 when one fails. On the primary it also checks the connection to each standby.'
+complete -c standfast -n '_shtab_standfast_using; and test $_shtab_standfast_npos -eq 0' -a doctor -d 'Check this node; print the cause, the evidence and the fix of each problem. Exits 0 when every check passes and 1 when one fails. On the primary it also checks the connection to each standby. With --all --json it prints a list, an object for each node; one that doesn'"'"'t answer has `error` and `reason`.'
 complete -c standfast -n '_shtab_standfast_using doctor' -s h -l help -d 'show this help message and exit'
 complete -c standfast -n '_shtab_standfast_using doctor' -l volume -xka "(_standfast_volumes)" -d 'the volume (default: each configured one)'
 complete -c standfast -n '_shtab_standfast_using doctor' -l json -d 'print JSON'
+complete -c standfast -n '_shtab_standfast_using doctor' -l on -xka "(_standfast_nodes)" -d 'have another storage node do it, through Consul (default: this one, or the primary)'
+complete -c standfast -n '_shtab_standfast_using doctor' -l all -d 'ask every storage node, all at once'
 complete -c standfast -n '_shtab_standfast_using; and test $_shtab_standfast_npos -eq 0' -a promote -d 'Make this node the primary. Waits until the last lease has certainly expired. Refused while another node serves.'
 complete -c standfast -n '_shtab_standfast_using promote' -s h -l help -d 'show this help message and exit'
 complete -c standfast -n '_shtab_standfast_using promote' -l volume -xka "(_standfast_volumes)" -d 'the volume (default: the only configured one)'
@@ -86,6 +88,7 @@ complete -c standfast -n '_shtab_standfast_using promote' -l dry-run -d 'print w
 complete -c standfast -n '_shtab_standfast_using promote' -l json -d 'print JSON'
 complete -c standfast -n '_shtab_standfast_using promote' -l reason -x -d 'why; recorded for other operators'
 complete -c standfast -n '_shtab_standfast_using promote' -l timeout -x -d 'stop waiting for the agent after this many seconds; it finishes what it began (default: 900)'
+complete -c standfast -n '_shtab_standfast_using promote' -l on -xka "(_standfast_nodes)" -d 'have another storage node do it, through Consul (default: this one, or the primary)'
 complete -c standfast -n '_shtab_standfast_using promote' -l accept-data-loss -d 'promote a snapshot that is older than max_data_loss'
 complete -c standfast -n '_shtab_standfast_using promote' -l despite -x -d 'go on though these checks of the next primary (`standfast doctor`) fail: X,Y'
 complete -c standfast -n '_shtab_standfast_using; and test $_shtab_standfast_npos -eq 0' -a switchover -d 'Move the role from this node to a standby without data loss'
@@ -95,6 +98,7 @@ complete -c standfast -n '_shtab_standfast_using switchover' -l dry-run -d 'prin
 complete -c standfast -n '_shtab_standfast_using switchover' -l json -d 'print JSON'
 complete -c standfast -n '_shtab_standfast_using switchover' -l reason -x -d 'why; recorded for other operators'
 complete -c standfast -n '_shtab_standfast_using switchover' -l timeout -x -d 'stop waiting for the agent after this many seconds; it finishes what it began (default: 900)'
+complete -c standfast -n '_shtab_standfast_using switchover' -l on -xka "(_standfast_nodes)" -d 'have another storage node do it, through Consul (default: this one, or the primary)'
 complete -c standfast -n '_shtab_standfast_using switchover' -l accept-data-loss -d 'go on without the final snapshot when the disk is read-only, hangs or is gone'
 complete -c standfast -n '_shtab_standfast_using switchover' -l to -xka "(_standfast_nodes)" -d 'the standby that takes over (default: the one with the newest data)'
 complete -c standfast -n '_shtab_standfast_using switchover' -l despite -x -d 'go on though these checks of the next primary (`standfast doctor`) fail: X,Y'
@@ -105,6 +109,7 @@ complete -c standfast -n '_shtab_standfast_using failback' -l dry-run -d 'print 
 complete -c standfast -n '_shtab_standfast_using failback' -l json -d 'print JSON'
 complete -c standfast -n '_shtab_standfast_using failback' -l reason -x -d 'why; recorded for other operators'
 complete -c standfast -n '_shtab_standfast_using failback' -l timeout -x -d 'stop waiting for the agent after this many seconds; it finishes what it began (default: 900)'
+complete -c standfast -n '_shtab_standfast_using failback' -l on -xka "(_standfast_nodes)" -d 'have another storage node do it, through Consul (default: this one, or the primary)'
 complete -c standfast -n '_shtab_standfast_using failback' -l accept-data-loss -d 'go on without the final snapshot when the disk is read-only, hangs or is gone'
 complete -c standfast -n '_shtab_standfast_using failback' -l despite -x -d 'go on though these checks of the next primary (`standfast doctor`) fail: X,Y'
 complete -c standfast -n '_shtab_standfast_using; and test $_shtab_standfast_npos -eq 0' -a demote -d 'Stop cleanly, with no successor. A node that has the role but can'"'"'t serve gives it up as far as its disk allows. Then run `standfast promote` on the node that is to serve.'
@@ -114,13 +119,20 @@ complete -c standfast -n '_shtab_standfast_using demote' -l dry-run -d 'print wh
 complete -c standfast -n '_shtab_standfast_using demote' -l json -d 'print JSON'
 complete -c standfast -n '_shtab_standfast_using demote' -l reason -x -d 'why; recorded for other operators'
 complete -c standfast -n '_shtab_standfast_using demote' -l timeout -x -d 'stop waiting for the agent after this many seconds; it finishes what it began (default: 900)'
+complete -c standfast -n '_shtab_standfast_using demote' -l on -xka "(_standfast_nodes)" -d 'have another storage node do it, through Consul (default: this one, or the primary)'
 complete -c standfast -n '_shtab_standfast_using demote' -l accept-data-loss -d 'go on without the final snapshot when the disk is read-only, hangs or is gone'
-complete -c standfast -n '_shtab_standfast_using; and test $_shtab_standfast_npos -eq 0' -a pause -d 'Disable automatic failover. The lease is still renewed and replication goes on. `standfast resume` ends the pause.'
+complete -c standfast -n '_shtab_standfast_using; and test $_shtab_standfast_npos -eq 0' -a requests -d 'List what was asked of nodes through Consul, or show one request. Commands for another node (`--on`, or from a machine that is none) are requests in Consul. Who asked deletes a request when it has read what came of it; the nodes delete what nobody changed for an hour. With --follow it exits as the request does.'
+complete -c standfast -n '_shtab_standfast_using requests' -s h -l help -d 'show this help message and exit'
+complete -c standfast -n '_shtab_standfast_using requests' -l volume -xka "(_standfast_volumes)" -d 'the volume (default: each configured one)'
+complete -c standfast -n '_shtab_standfast_using requests' -l json -d 'print JSON'
+complete -c standfast -n '_shtab_standfast_using requests' -l follow -d 'pass on what the node says until the request ends'
+complete -c standfast -n '_shtab_standfast_using; and test $_shtab_standfast_npos -eq 0' -a pause -d 'Disable automatic failover. The lease is still renewed and replication goes on. `standfast resume` ends the pause. A storage node that has seen it for the time of --for, on its own clock, ends it; one whose agent starts anew counts anew.'
 complete -c standfast -n '_shtab_standfast_using pause' -s h -l help -d 'show this help message and exit'
 complete -c standfast -n '_shtab_standfast_using pause' -l volume -xka "(_standfast_volumes)" -d 'the volume (default: the only configured one)'
 complete -c standfast -n '_shtab_standfast_using pause' -l dry-run -d 'print what the command would do, and change nothing'
 complete -c standfast -n '_shtab_standfast_using pause' -l json -d 'print JSON'
 complete -c standfast -n '_shtab_standfast_using pause' -l reason -x -d 'why; recorded for other operators'
+complete -c standfast -n '_shtab_standfast_using pause' -l for -x -d 'end it by itself after this time: 90m, 2h'
 complete -c standfast -n '_shtab_standfast_using; and test $_shtab_standfast_npos -eq 0' -a resume -d 'Enable automatic failover again'
 complete -c standfast -n '_shtab_standfast_using resume' -s h -l help -d 'show this help message and exit'
 complete -c standfast -n '_shtab_standfast_using resume' -l volume -xka "(_standfast_volumes)" -d 'the volume (default: the only configured one)'
@@ -138,6 +150,7 @@ complete -c standfast -n '_shtab_standfast_using replicate' -l json -d 'print JS
 complete -c standfast -n '_shtab_standfast_using replicate' -l full -d 'send everything, even if both sides have a common snapshot'
 complete -c standfast -n '_shtab_standfast_using replicate' -l quiet -d 'no progress output'
 complete -c standfast -n '_shtab_standfast_using replicate' -l instance -x -d 'volume and standby in one argument, for unit files'
+complete -c standfast -n '_shtab_standfast_using replicate' -l on -xka "(_standfast_nodes)" -d 'have another storage node do it, through Consul (default: this one, or the primary)'
 complete -c standfast -n '_shtab_standfast_using replicate; and test $_shtab_standfast_npos -eq 0' -ka "(_standfast_nodes)" -d 'the standby (default: all)'
 complete -c standfast -n '_shtab_standfast_using; and test $_shtab_standfast_npos -eq 0' -a standby -d 'see `standby add`, `standby authorize`, `standby remove`, `standby hold`, `standby release`, `standby list`'
 complete -c standfast -n '_shtab_standfast_using standby' -s h -l help -d 'show this help message and exit'
@@ -149,6 +162,7 @@ complete -c standfast -n '_shtab_standfast_using standby add' -l json -d 'print 
 complete -c standfast -n '_shtab_standfast_using standby add' -l quiet -d 'no progress output'
 complete -c standfast -n '_shtab_standfast_using standby add' -l install-key -d 'install this node'"'"'s key there, over your own ssh'
 complete -c standfast -n '_shtab_standfast_using standby add' -l timeout -x -d 'give up after this many seconds; the standby'"'"'s own limit is its replication.timeout (default: 86400)'
+complete -c standfast -n '_shtab_standfast_using standby add' -l on -xka "(_standfast_nodes)" -d 'have another storage node do it, through Consul (default: this one, or the primary)'
 complete -c standfast -n '_shtab_standfast_using standby add; and test $_shtab_standfast_npos -eq 0' -ka "(_standfast_nodes)" -d 'a node of [nodes]'
 complete -c standfast -n '_shtab_standfast_using standby; and test $_shtab_standfast_npos -eq 0' -a authorize -d 'On a standby: allow another node'"'"'s replication key to send the volume, and nothing else. It speaks for that node alone, and only from its address in [nodes], unless that is a host name; a `from=` that is there stays. An older version'"'"'s line of the key gets what it lacks; other lines stay unchanged. `standfast standby add` prints this command.'
 complete -c standfast -n '_shtab_standfast_using standby authorize' -s h -l help -d 'show this help message and exit'
@@ -162,6 +176,7 @@ complete -c standfast -n '_shtab_standfast_using standby remove' -s h -l help -d
 complete -c standfast -n '_shtab_standfast_using standby remove' -l volume -xka "(_standfast_volumes)" -d 'the volume (default: the only configured one)'
 complete -c standfast -n '_shtab_standfast_using standby remove' -l dry-run -d 'print what the command would do, and change nothing'
 complete -c standfast -n '_shtab_standfast_using standby remove' -l json -d 'print JSON'
+complete -c standfast -n '_shtab_standfast_using standby remove' -l on -xka "(_standfast_nodes)" -d 'have another storage node do it, through Consul (default: this one, or the primary)'
 complete -c standfast -n '_shtab_standfast_using standby; and test $_shtab_standfast_npos -eq 0' -a hold -d 'Take a node out of those that take over by themselves, for maintenance say. Replication to it goes on, nobody waits for it, and a switchover goes elsewhere; `--despite hold` moves the role there all the same. `standfast standby release` ends that.'
 complete -c standfast -n '_shtab_standfast_using standby hold' -s h -l help -d 'show this help message and exit'
 complete -c standfast -n '_shtab_standfast_using standby hold' -l volume -xka "(_standfast_volumes)" -d 'the volume (default: the only configured one)'

@@ -3,25 +3,41 @@
 from __future__ import annotations
 
 import contextlib
-import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from types import TracebackType
+from typing import Any, Protocol
 
 from standfast.errors import UsageError
 from standfast.role.plan import Plan
 from standfast.system.clock import Deadline
-from standfast.system.local_socket import send
+from standfast.system.local_socket import Receives, send
 
 WAITS_S = 120.0
+
+
+class Connection(Receives, Protocol):
+    """What waits for the end of a command."""
+
+    def __enter__(self) -> object: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+        /,
+    ) -> object: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
     """Holds a request and the connection that waits for its end."""
 
-    connection: socket.socket
+    connection: Connection
     request: Mapping[str, Any]
+    may_begin: Callable[[], bool] = lambda: True
+    """Asked right before it is carried out: whoever waits may have been told that it isn't."""
 
     @property
     def dry_run(self) -> bool:

@@ -57,6 +57,8 @@ PROMOTE_SLACK_S = 30.0
 
 def answer(agent: Agent, command: Command) -> None:
     """Carries a command out and sends its last line; the connection is closed."""
+    if not command.may_begin():
+        return
     handlers: dict[str, Callable[[Agent, Command], str | Planned]] = {
         "promote": promote,
         "demote": demote,

@@ -157,7 +157,7 @@ def _from_consul(view: Cluster, config: Config, utc: float, local: Local | None)
         since=None if history_entry is None else history_entry.at,
         began_by=None if history_entry is None else history_entry.reason,
         lost_s=None if history_entry is None else history_entry.lost_s,
-        paused=None if pause is None else Paused(pause.by, pause.reason, pause.at),
+        paused=None if pause is None else Paused(pause.by, pause.reason, pause.at, pause.until),
         standbys=tuple(
             _standby(name, at, view, words.get(name), utc)
             for name, at in times(view, config, utc, local).items()

@@ -96,7 +96,8 @@ def _as_primary(agent: Agent) -> Seen:
             "then `standfast promote` on the node that is to have it"
         )
     else:
-        what_now = f"{leader.holder.node} has the role: run this there"
+        holder = leader.holder.node
+        what_now = f"{holder} has the role: run this there, or here with `--on {holder}`"
     raise Refused(Reason.NOT_PRIMARY, f"{here}; {what_now}")
 
 

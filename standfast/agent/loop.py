@@ -23,6 +23,7 @@ from standfast.consul.blindness import Blind
 from standfast.consul.leadership import Leadership
 from standfast.consul.records import CandidateRecord
 from standfast.errors import ours
+from standfast.lease.pauses import PauseWatch
 from standfast.node.node import Machine
 from standfast.node.other_server import Answering, nobody
 from standfast.reasons import Reason
@@ -102,15 +103,19 @@ class Agent:
     """The last word on whether this node could take over, and when it was written."""
     announcer: Announcer = field(init=False)
     fence: FenceWatch = field(init=False)
+    pauses: PauseWatch = field(init=False)
     answering: Answering = nobody
     """Tells where another server answers."""
     volumes: Callable[[], Sequence[Config]] = tuple
     """Reads the configurations of all volumes that are stored here, as the guard will."""
+    program: Sequence[str] = ()
+    """What starts `standfast` here, for requests that are a program's work; empty: nothing does."""
     inspector: Inspector = field(init=False)
 
     def __post_init__(self) -> None:
         self.announcer = Announcer(self.machine.config)
         self.fence = FenceWatch(self.machine)
+        self.pauses = PauseWatch(self.config, self.machine.consul)
         self.inspector = Inspector(self._scene)
 
     @property

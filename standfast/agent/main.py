@@ -5,10 +5,12 @@ from __future__ import annotations
 import faulthandler
 import logging
 import os
+import secrets
 import signal
 from collections.abc import Callable
 
 from standfast.agent import nomad_thread, upkeep
+from standfast.agent.command import Command
 from standfast.agent.commands import answer
 from standfast.agent.loop import (
     TICK_S,
@@ -19,6 +21,8 @@ from standfast.config.model import Config
 from standfast.config.node_name import keep_name
 from standfast.errors import ours
 from standfast.fence.choice import settle
+from standfast.requests.taking import Node, Taker
+from standfast.requests.work import Work
 from standfast.system.clock import Deadline, monotonic
 from standfast.system.locks import exclusive
 from standfast.system.sd_notify import notify, watchdog_s
@@ -65,6 +69,27 @@ def keep_inspected(agent: Agent) -> None:
             return
 
 
+def keep_taking(agent: Agent) -> None:
+    """Takes what is asked of this node through Consul, in a thread of its own; what changes the
+    role goes in by the door that the socket has."""
+
+    def door(work: Work) -> None:
+        agent.commands.put(Command(work, work.document(), work.begin))
+
+    def concludes() -> str:
+        return "it has not looked yet" if agent.seen is None else agent.seen.decision.sentence
+
+    node = Node(secrets.token_hex(8), door, concludes, agent.program)
+    taker = Taker(agent.config, agent.machine.consul, node)
+    pause_s = 0.0
+    while not agent.stopping.wait(pause_s):
+        try:
+            pause_s = taker.turn()
+        except Exception as error:  # noqa: BLE001  # without requests the node serves all the same
+            log.warning("requests: %s", ours(error))
+            pause_s = UPKEEP_EVERY_S
+
+
 def keep_fed(agent: Agent, every_s: float) -> None:
     """Tells the service manager that all is well for as long as the loop keeps its word; a frozen
     interpreter tells nothing.
@@ -93,6 +118,7 @@ def serve(agent: Agent, beside: Callable[[str, Callable[[], None]], object] = st
     beside("upkeep", lambda: keep_up(agent))
     beside("fence", lambda: keep_fenced(agent))
     beside("inspection", lambda: keep_inspected(agent))
+    beside("requests", lambda: keep_taking(agent))
     nomad_thread.begin(agent)
     if (limit_s := watchdog_s()) is not None:
         beside("watchdog", lambda: keep_fed(agent, limit_s / FED_IN_A_LIMIT))

@@ -64,6 +64,7 @@ def keep_up(agent: Agent) -> None:
     if own is not None and agent.busy is None:
         parts.append(lambda: _freeze_if_due(agent, own))
     parts.append(lambda: keep_reserve(agent.config.state_dir))
+    parts.append(partial(_end_pause, agent, seen))
     if served is not None:
         parts += [partial(_note_hidden, agent), partial(_keep_led_elsewhere, agent)]
     # Each has its turn: a disk without room is no reason not to vouch for the server, and
@@ -256,6 +257,14 @@ def _tell_readiness(agent: Agent, seen: Seen) -> None:
     key = agent.config.key(f"candidates/{word.node}")
     if isinstance(agent.machine.consul.txn([Set(key, word.dump())]), Committed):
         agent.told, agent.told_at = word, monotonic()
+
+
+def _end_pause(agent: Agent, seen: Seen) -> None:
+    if isinstance(seen.view, Cluster):
+        said = agent.pauses.look(seen.view.pause, monotonic())
+        if said is not None:
+            log.warning("%s", said)
+            agent.woken.set()
 
 
 def _freeze_if_due(agent: Agent, own: OwnEpoch) -> None:

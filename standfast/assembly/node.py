@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 
 from standfast.agent.local_view import LocalView
 from standfast.agent.loop import Agent
@@ -28,7 +29,10 @@ def agent_of(config: Config) -> Agent:
     """Returns the agent, before its first look."""
     machine = machine_of(config)
     watcher, view = Watcher(config, machine.consul), LocalView(machine)
-    return Agent(machine, watcher, view, answering=parts().answering, volumes=load_stored)
+    agent = Agent(machine, watcher, view, answering=parts().answering, volumes=load_stored)
+    if parts().is_machine:
+        agent.program = (sys.executable, "-I", "-m", "standfast")
+    return agent
 
 
 def lease_parts(config: Config) -> process.Parts:

@@ -58,7 +58,7 @@ def ask_agent(
                 if "progress" in answer:
                     on_progress(str(answer["progress"]))
                 elif "error" in answer:
-                    raise _error(answer)
+                    raise error_of(answer)
                 elif answer.get("done") is True:
                     return answer
                 else:
@@ -110,7 +110,8 @@ def _parse(line: bytes) -> Mapping[str, Any]:
         ) from error
 
 
-def _error(answer: Mapping[str, Any]) -> StandfastError:
+def error_of(answer: Mapping[str, Any]) -> StandfastError:
+    """Returns what an answer with `error` says, as what this command ends with."""
     text = str(answer["error"])
     code = answer.get("exit_code")
     reason = answer.get("reason")

@@ -1,4 +1,4 @@
-"""What a command and its arguments are; `cli/commands.py` has the table of them."""
+"""What a command of the table is made of."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Argument:
     """Empty for an option without a value."""
     choices: tuple[str, ...] = ()
     kind: str = "text"
-    """text, seconds (a positive number), maybe seconds (the default without one) or words (any
-    number of them)."""
+    """text, seconds (a positive number), maybe seconds (the default without one), time (with a
+    unit: 90m) or words (any number of them)."""
     default: float | None = None
     required: bool = True
     """Of a positional only."""
@@ -41,3 +41,6 @@ class Command:
     more: str = ""
     hidden: bool = False
     """Run by units and handlers, not by people."""
+
+
+SERVICE_VOLUME = Argument("volume", "the volume", "VOLUME")

@@ -5,12 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from standfast.cli.command import Argument, Command
+from standfast.cli.unit_commands import OF_UNITS
+
+__all__ = ["COMMANDS", "Argument", "Command", "visible"]
 
 VOLUME = Argument("--volume", "the volume (default: the only configured one)", "VOLUME")
 VOLUMES = Argument("--volume", "the volume (default: each configured one)", "VOLUME")
 JSON = Argument("--json", "print JSON")
 DRY_RUN = Argument("--dry-run", "print what the command would do, and change nothing")
 REASON = Argument("--reason", "why; recorded for other operators", "TEXT")
+ON = Argument(
+    "--on",
+    "have another storage node do it, through Consul (default: this one, or the primary)",
+    "NODE",
+)
 QUIET = Argument("--quiet", "no progress output")
 TIMEOUT = Argument(
     "--timeout",
@@ -22,7 +30,7 @@ TIMEOUT = Argument(
 _KNOWN = "go on though these checks of the next primary (`standfast doctor`) fail: X,Y"
 DESPITE = Argument("--despite", _KNOWN, "CHECKS")
 _CHANGE = (VOLUME, DRY_RUN, JSON)
-_ROLE = (*_CHANGE, REASON, TIMEOUT)
+_ROLE = (*_CHANGE, REASON, TIMEOUT, ON)
 _GIVE_UP = (
     *_ROLE,
     Argument(
@@ -30,7 +38,6 @@ _GIVE_UP = (
         "go on without the final snapshot when the disk is read-only, hangs or is gone",
     ),
 )
-_SERVICE_VOLUME = Argument("volume", "the volume", "VOLUME")
 
 COMMANDS: tuple[Command, ...] = (
     Command(
@@ -56,9 +63,10 @@ COMMANDS: tuple[Command, ...] = (
         "doctor",
         "check this node; print the cause, the evidence and the fix of each problem",
         "standfast.cli.doctor:run",
-        (VOLUMES, JSON),
+        (VOLUMES, JSON, ON, Argument("--all", "ask every storage node, all at once")),
         "Exits 0 when every check passes and 1 when one fails. On the primary it also checks the "
-        "connection to each standby.",
+        "connection to each standby. With --all --json it prints a list, an object for each node; "
+        "one that doesn't answer has `error` and `reason`.",
     ),
     Command(
         "promote",
@@ -100,11 +108,31 @@ COMMANDS: tuple[Command, ...] = (
         "`standfast promote` on the node that is to serve.",
     ),
     Command(
+        "requests",
+        "list what was asked of nodes through Consul, or show one request",
+        "standfast.cli.requests:run",
+        (
+            VOLUMES,
+            JSON,
+            Argument("--follow", "pass on what the node says until the request ends"),
+            Argument("id", "the request, or the beginning of its id", "ID", required=False),
+        ),
+        "Commands for another node (`--on`, or from a machine that is none) are requests in Consul."
+        " Who asked deletes a request when it has read what came of it; the nodes delete "
+        "what nobody changed for an hour. With --follow it exits as the request does.",
+    ),
+    Command(
         "pause",
         "disable automatic failover",
         "standfast.cli.pause:pause",
-        (*_CHANGE, REASON),
-        "The lease is still renewed and replication goes on. `standfast resume` ends the pause.",
+        (
+            *_CHANGE,
+            REASON,
+            Argument("--for", "end it by itself after this time: 90m, 2h", "TIME", kind="time"),
+        ),
+        "The lease is still renewed and replication goes on. `standfast resume` ends the pause. A "
+        "storage node that has seen it for the time of --for, on its own clock, ends it; one whose "
+        "agent starts anew counts anew.",
     ),
     Command("resume", "enable automatic failover again", "standfast.cli.pause:resume", _CHANGE),
     Command(
@@ -127,6 +155,7 @@ COMMANDS: tuple[Command, ...] = (
             Argument(
                 "--instance", "volume and standby in one argument, for unit files", "VOLUME:STANDBY"
             ),
+            ON,
             Argument("standby", "the standby (default: all)", "STANDBY", required=False),
         ),
         "Prints progress to stderr: a bar on a terminal, else a line every 10 s. With --dry-run it "
@@ -148,6 +177,7 @@ COMMANDS: tuple[Command, ...] = (
                 kind="seconds",
                 default=86400.0,
             ),
+            ON,
             Argument("node", "a node of [nodes]", "NODE"),
         ),
         "Prints a line for each step. Every step can be repeated: a step that is done already is "
@@ -171,7 +201,7 @@ COMMANDS: tuple[Command, ...] = (
         "standby remove",
         "forget a node that is no longer a storage node; its data stays there",
         "standfast.cli.standby_remove:run",
-        (*_CHANGE, Argument("node", "a node that is no longer in [nodes]", "FORMER-NODE")),
+        (*_CHANGE, ON, Argument("node", "a node that is no longer in [nodes]", "FORMER-NODE")),
         "Stops its timer and releases the snapshots kept for it. Run it on every storage node.",
     ),
     Command(
@@ -308,64 +338,7 @@ COMMANDS: tuple[Command, ...] = (
             ),
         ),
     ),
-    Command(
-        "agent",
-        "watch Consul, decide, promote and demote",
-        "standfast.cli.services:agent",
-        (_SERVICE_VOLUME,),
-        hidden=True,
-    ),
-    Command(
-        "receiver",
-        "serve `standfast receive` from a process that is loaded already; its socket starts it",
-        "standfast.cli.receiver:main",
-        hidden=True,
-    ),
-    Command(
-        "nomad-boot",
-        "before Nomad starts: make this node ineligible if it still has the primary's meta",
-        "standfast.cli.nomad_boot:run",
-        (_SERVICE_VOLUME,),
-        hidden=True,
-    ),
-    Command(
-        "lease",
-        "hold the lease: send heartbeats and extend the fence",
-        "standfast.cli.services:lease",
-        (_SERVICE_VOLUME,),
-        hidden=True,
-    ),
-    Command(
-        "fence",
-        "after the lease is lost for good: close the port and stop the NFS server",
-        "standfast.cli.services:fence",
-        (_SERVICE_VOLUME,),
-        hidden=True,
-    ),
-    Command(
-        "watch",
-        "run the Consul watches with their handlers",
-        "standfast.cli.services:watch",
-        (_SERVICE_VOLUME,),
-        hidden=True,
-    ),
-    Command(
-        "exporter",
-        "answer Prometheus, browsers and health checks about this node's volumes",
-        "standfast.cli.services:exporter",
-        (
-            Argument("--listen", "where (default: 127.0.0.1:9756)", "ADDRESS:PORT"),
-            Argument("--textfile", "write once for node_exporter instead", "FILE.prom"),
-        ),
-        hidden=True,
-    ),
-    Command(
-        "reconcile",
-        "make this node's agents check the cluster now",
-        "standfast.cli.services:reconcile",
-        (VOLUME, Argument("--event", "what happened", "EVENT")),
-        hidden=True,
-    ),
+    *OF_UNITS,
 )
 
 

@@ -86,4 +86,6 @@ class Mark:
 
 
 def _by(was: Pause | Hold) -> str:
-    return f"by {was.by} at {format_utc(was.at)}: {was.reason}"
+    until = was.until if isinstance(was, Pause) else None
+    end = "" if until is None else f" until about {format_utc(until)}"
+    return f"by {was.by} at {format_utc(was.at)}{end}: {was.reason}"

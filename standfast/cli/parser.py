@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -14,6 +15,9 @@ from standfast.errors import UsageError, did_you_mean
 
 MOST_TEXT = 500
 MOST_SECONDS = 86400.0
+MOST_TIME_S = 30 * 86400
+_TIME = re.compile(r"([0-9]{1,7})([smhd])")
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _HIDDEN = frozenset(command.name for command in COMMANDS if command.hidden)
 DESCRIPTION = "Keeps exactly one NFS server alive for a Consul and Nomad cluster."
 
@@ -80,7 +84,11 @@ def _behaviour(argument: Argument) -> dict[str, Any]:
     if not argument.metavar:
         return said | {"action": "store_true"}
     said["metavar"] = argument.metavar
-    kinds: dict[str, Callable[[str], Any]] = {"seconds": _seconds, "maybe seconds": _seconds}
+    kinds: dict[str, Callable[[str], Any]] = {
+        "seconds": _seconds,
+        "maybe seconds": _seconds,
+        "time": _time,
+    }
     said["type"] = kinds.get(argument.kind, _text)
     if argument.choices:
         said["choices"] = argument.choices
@@ -115,6 +123,16 @@ def _seconds(raw: str) -> float:
             f"{raw[:40]!r} is not a number of seconds above 0 and up to {MOST_SECONDS:g}"
         )
     return seconds
+
+
+def _time(raw: str) -> float:
+    match = _TIME.fullmatch(raw)
+    seconds = int(match[1]) * _UNITS[match[2]] if match else 0
+    if not 0 < seconds <= MOST_TIME_S:
+        raise argparse.ArgumentTypeError(
+            f"{raw[:40]!r} is not a time above 0 and up to 30d: 45s, 90m, 2h, 1d"
+        )
+    return float(seconds)
 
 
 def _sentence(text: str) -> str:

@@ -8,12 +8,14 @@ from standfast.cli.marks import NO_REASON, Mark
 from standfast.cli.operator import operator_name
 from standfast.config.load import load_volume
 from standfast.consul.records import Pause
-from standfast.system.clock import utc_now
+from standfast.system.clock import format_utc, utc_now
 
 
 def pause(args: argparse.Namespace) -> int:
     """Runs `standfast pause`."""
-    return _mark(args).put(args, Pause(operator_name(), args.reason or NO_REASON, utc_now()))
+    lasts: float | None = getattr(args, "for")  # the option's name is no name in Python
+    wanted = Pause(operator_name(), args.reason or NO_REASON, utc_now(), lasts)
+    return _mark(args, wanted).put(args, wanted)
 
 
 def resume(args: argparse.Namespace) -> int:
@@ -23,7 +25,9 @@ def resume(args: argparse.Namespace) -> int:
     return mark.take_away(args, then)
 
 
-def _mark(args: argparse.Namespace) -> Mark:
+def _mark(args: argparse.Namespace, wanted: Pause | None = None) -> Mark:
     config = load_volume(args.volume, require_storage=False)
-    effect = "automatic failover is disabled until `standfast resume`"
+    end = None if wanted is None else wanted.until
+    about = "" if end is None else f"about {format_utc(end)}, or "
+    effect = f"automatic failover is disabled until {about}`standfast resume`"
     return Mark(config, config.key("pause"), Pause, config.volume, "paused", effect)

@@ -11,6 +11,7 @@ from typing import Any
 
 from standfast.assembly.parts import open_store
 from standfast.cli.output import error_fields, note, print_done, print_json
+from standfast.cli.remote import elsewhere
 from standfast.cli.shown_ages import age_by_record, origins_here
 from standfast.cli.targets import standbys_of
 from standfast.config.load import load_volume
@@ -27,12 +28,15 @@ from standfast.replication.cycle import CycleResult, Sender, served_before
 from standfast.replication.failures import reason_of
 from standfast.replication.progress import above_bars, showing
 from standfast.replication.published import next_name
+from standfast.requests.record import MOST_LIMIT_S, Arguments, Verb
 from standfast.system.clock import Deadline, utc_now
 from standfast.system.threads import start
 from standfast.text import clean, size
 
 # Another cycle is at work, or none is due: nothing failed.
 _NO_CYCLE = (Reason.BUSY, Reason.NOT_PRIMARY)
+LONGER_S = 60.0
+"""Than a cycle, its command may take."""
 ASK_S = 20.0
 """For what a dry run asks of a standby."""
 
@@ -89,6 +93,8 @@ class How:
 def run(args: argparse.Namespace) -> int:
     """Runs `standfast replicate`."""
     volume, standby = _target(args)
+    if args.instance is None and (code := _elsewhere(args)) is not None:
+        return code
     config = load_volume(volume)
     standbys = standbys_of(config, standby)
     if args.dry_run:
@@ -116,6 +122,22 @@ def run(args: argparse.Namespace) -> int:
     if refusal is not None:
         raise refusal
     return 0
+
+
+def _elsewhere(args: argparse.Namespace) -> int | None:
+    """Only the primary replicates; the exit code, where that is another node."""
+
+    def arguments(config: Config) -> Arguments:
+        limit_s = min(MOST_LIMIT_S, config.replication.timeout + LONGER_S)
+        return Arguments(
+            dry_run=args.dry_run,
+            as_json=args.json,
+            full=args.full,
+            standby=args.standby,
+            timeout_s=limit_s,
+        )
+
+    return elsewhere(args, Verb.REPLICATE, arguments, from_storage=True)
 
 
 def _cycles(config: Config, standbys: Sequence[str], how: How) -> Iterator[Outcome]:

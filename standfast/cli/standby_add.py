@@ -12,12 +12,13 @@ from dataclasses import dataclass
 
 from standfast.assembly.parts import open_store
 from standfast.cli.output import error_fields, note, print_json
+from standfast.cli.remote import elsewhere
 from standfast.cli.replicate import Outlook, outlook
 from standfast.cli.steps import Report, node_name
 from standfast.config.load import load_volume
 from standfast.config.model import Config
 from standfast.consul.gateway import PATIENT_S, ConsulGateway
-from standfast.errors import Refused, StandfastError, ours
+from standfast.errors import Refused, StandfastError, UsageError, ours
 from standfast.reasons import Reason
 from standfast.replication import preflight, session, wire
 from standfast.replication.cycle import CycleResult, Sender
@@ -29,6 +30,7 @@ from standfast.replication.standby_connection import StandbyConnection
 from standfast.replication.standby_step import Mark, Step
 from standfast.replication.survey import both_sides
 from standfast.replication.timers import timer_of
+from standfast.requests.record import Arguments, Verb
 from standfast.system.clock import Deadline, sleep
 from standfast.system.systemd import SystemdUnits
 from standfast.text import duration, size
@@ -55,8 +57,12 @@ _PASSING = frozenset(
 
 def run(args: argparse.Namespace) -> int:
     """Runs `standfast standby add NODE`."""
-    config = load_volume(args.volume)
     node = node_name(args.node)
+    if args.on and args.install_key:
+        raise UsageError("--install-key uses your own ssh: run it on the node that is to send")
+    if (code := _elsewhere(args, node)) is not None:
+        return code
+    config = load_volume(args.volume)
     report = Report(quiet=args.json)
     joining = _Joining(
         config,
@@ -81,6 +87,17 @@ def run(args: argparse.Namespace) -> int:
     if error is not None:
         raise error
     return 0
+
+
+def _elsewhere(args: argparse.Namespace, node: str) -> int | None:
+    """From a machine that is no storage node, the primary does it."""
+
+    def arguments(_config: Config) -> Arguments:
+        return Arguments(
+            dry_run=args.dry_run, as_json=args.json, standby=node, timeout_s=args.timeout
+        )
+
+    return elsewhere(args, Verb.STANDBY_ADD, arguments)
 
 
 def _error_of(bad: Step, node: str) -> StandfastError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 
 from standfast.cli.output import print_json
+from standfast.cli.remote import elsewhere
 from standfast.cli.steps import Report, node_name
 from standfast.config.load import load_volume
 from standfast.config.model import Config
@@ -19,13 +20,19 @@ from standfast.replication import pins, state
 from standfast.replication.reporting import leader_of
 from standfast.replication.standby_step import Mark, Step
 from standfast.replication.timers import ReplicationTimers, timer_of
+from standfast.requests.record import Arguments, Verb
 from standfast.system.systemd import SystemdUnits
+
+LIMIT_S = 120.0
+"""For another node that does it."""
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs `standfast standby remove NODE`."""
-    config = load_volume(args.volume)
     node = node_name(args.node)
+    if (code := _elsewhere(args, node)) is not None:
+        return code
+    config = load_volume(args.volume)
     gateway = ConsulGateway.from_config(config)
     _check(config, gateway, node)
     report = Report(quiet=args.json)
@@ -49,6 +56,15 @@ def run(args: argparse.Namespace) -> int:
         }
         print_json({**doc, "steps": report.documents()})
     return 0
+
+
+def _elsewhere(args: argparse.Namespace, node: str) -> int | None:
+    """From a machine that is no storage node, the primary does it."""
+
+    def arguments(_config: Config) -> Arguments:
+        return Arguments(dry_run=args.dry_run, as_json=args.json, standby=node, timeout_s=LIMIT_S)
+
+    return elsewhere(args, Verb.STANDBY_REMOVE, arguments)
 
 
 def _check(config: Config, gateway: ConsulGateway, node: str) -> None:

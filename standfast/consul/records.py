@@ -13,9 +13,10 @@ is a ForeignValue: the caller stops, nothing is overwritten. Under `standfast/<v
                       "by"}
     candidates/<node>  {"v": 1, "node", "epoch", "ready", "reason", "snapshot", "snapshot_epoch",
                       "at", "takes_over", "because", "sentence", "obstacles"}
-    pause            {"v": 1, "by", "reason", "at"}
+    pause            {"v": 1, "by", "reason", "at", "lasts"}
     holds/<node>     {"v": 1, "node", "by", "reason", "at"}
     nomad/<node id>  {"v": 1, "node", "by", "epoch", "at", "firm", "ahead"}
+    requests/<id>, outcomes/<id>, requests: see `requests/record.py`
 
 Under `standfast-clients/<volume>/`, shown and never acted on:
 
@@ -31,6 +32,7 @@ from msgspec import Struct
 
 from standfast.ages import time_by_record, time_of
 from standfast.consul.record import (
+    MOST_SECONDS,
     Lenient,
     Name,
     Number,
@@ -46,6 +48,7 @@ from standfast.consul.record import (
 )
 from standfast.names import SnapshotName
 from standfast.reasons import Reason
+from standfast.system.clock import format_utc
 
 
 class LeaderState(StrEnum):
@@ -226,6 +229,22 @@ class Pause(Record, frozen=True):
     by: Text
     reason: Text
     at: Seconds
+    lasts: Seconds | None = None
+    """A node that has seen it for so long, on its own clock, deletes it; None: nobody does."""
+
+    @property
+    def until(self) -> float | None:
+        """Returns when that is about to be, UTC seconds by the clock of who set it; None: never."""
+        return None if self.lasts is None else self.at + self.lasts
+
+    def span(self) -> str:
+        """Returns since when it is and until when, for people."""
+        end = "" if self.until is None else f", until about {format_utc(self.until)}"
+        return f"since {format_utc(self.at)}{end}"
+
+    def check(self) -> None:
+        if self.lasts is not None and self.at + self.lasts >= MOST_SECONDS:
+            raise ValueError("it ends after the year 9999")
 
 
 class Hold(Record, frozen=True):

@@ -19,7 +19,6 @@ from standfast.reasons import Reason
 from standfast.role.decision import Action, Decision, Moment, Request, blocked
 from standfast.role.observation import Available, Cluster, Local, newest
 from standfast.role.patience import heard_within_s, is_behind, patience, still_waiting
-from standfast.system.clock import format_utc
 
 
 def consider(
@@ -236,7 +235,7 @@ def stopped_for_all(view: Cluster) -> Decision | None:
     if pause is not None:
         return blocked(
             Reason.PAUSED,
-            f"paused by {pause.by} since {format_utc(pause.at)} ({pause.reason}): "
+            f"paused by {pause.by} {pause.span()} ({pause.reason}): "
             f"nobody takes over by itself; `standfast resume` ends that",
         )
     if leader is not None and leader.is_clean and leader.to is None:

@@ -42,6 +42,8 @@ class Paused(Struct, frozen=True):
     by: str
     reason: str
     at: float
+    until: float | None = None
+    """About when it ends by itself; None: by `standfast resume` alone."""
 
 
 class GivenUp(Struct, frozen=True):

@@ -8,6 +8,7 @@ from msgspec import UNSET
 
 from standfast.config.model import Config
 from standfast.status.volume import Level, Notice, Standby, Volume
+from standfast.system.clock import format_utc
 from standfast.text import duration, some
 
 _SOURCES = {
@@ -50,7 +51,8 @@ def _troubles(volume: Volume) -> Iterator[Notice]:
     if volume.busy:
         yield Notice(Level.NOTE, "busy", f"{node} is at work: {volume.busy}")
     if pause is not None:
-        text = f"Automatic failover is paused by {pause.by}: {pause.reason}"
+        end = "" if pause.until is None else f" until about {format_utc(pause.until)}"
+        text = f"Automatic failover is paused{end} by {pause.by}: {pause.reason}"
         yield Notice(Level.WARNING, "paused", text, "`standfast resume` ends that.")
 
 

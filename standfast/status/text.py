@@ -33,7 +33,8 @@ def render(status: Status) -> str:
     lines.append(f"failover:  {_failover(status)}")
     if status.consul is not None and status.consul.paused is not None:
         pause = status.consul.paused
-        lines.append(f"paused:    by {pause.by} since {format_utc(pause.at)}: {pause.reason}")
+        end = "" if pause.until is None else f", until about {format_utc(pause.until)}"
+        lines.append(f"paused:    by {pause.by} since {format_utc(pause.at)}{end}: {pause.reason}")
     if files is not None and files.not_surrendered:
         lines.append(f"surrender: NO ({files.not_surrendered})")
     lines += [f"kept:      {path}" for path in status.aside or ()]

@@ -27,6 +27,11 @@ def monotonic() -> float:
     return time.monotonic()
 
 
+def up() -> float:
+    """Returns the seconds on CLOCK_BOOTTIME: `monotonic` that goes on while the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 def sleep(seconds: float) -> None:
     """Sleeps; a negative length returns at once."""
     if seconds > 0:

@@ -10,12 +10,18 @@ import json
 import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from standfast.errors import AS_ROOT, NeedsRoot, NotRunning, StandfastError, TimedOut, Unreachable
 from standfast.system.clock import Deadline
 
 MAX_LINE = 1 << 20
+
+
+class Receives(Protocol):
+    """What an answer is sent to: a connection, or what passes it on."""
+
+    def sendall(self, data: bytes, /) -> object: ...
 
 
 def listen(path: Path) -> socket.socket:
@@ -52,7 +58,7 @@ def read_line(connection: socket.socket, deadline: Deadline) -> bytes:
     return data.rstrip(b"\n")
 
 
-def send(connection: socket.socket, doc: Mapping[str, Any]) -> None:
+def send(connection: Receives, doc: Mapping[str, Any]) -> None:
     """Sends an object as one JSON line; OSError."""
     connection.sendall(json.dumps(doc).encode() + b"\n")
 

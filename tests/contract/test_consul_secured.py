@@ -17,6 +17,7 @@ from standfast.consul.gateway import Committed, ConsulBlind, ConsulGateway, Set
 from standfast.consul.records import ClientRecord, dump_epoch
 from standfast.consul.values import Registration
 from standfast.errors import ConsulDenied, ConsulError, ConsulUnreachable
+from standfast.requests.record import BELL, OUTCOMES, REQUESTS
 from tests.contract.consul_scene import SYNC_S, SYNCED
 from tests.contract.secured_consul import SecuredConsul, secured_consul
 from tests.support.checkout import CHECKOUT
@@ -85,7 +86,8 @@ def test_the_policy_of_a_client_lets_it_say_what_it_mounts_and_change_nothing_el
     gateway.put(CONFIG.client_key("c7"), record.dump())
     [entry] = gateway.get_many(CONFIG.client_key(""))
     assert ClientRecord.parse(entry.value, "c7") == record
-    others = (CONFIG.key("epoch"), CONFIG.key("clients/c7"), "standfast-clients/other/c7")
+    asked = (CONFIG.key(name) for name in (BELL, f"{REQUESTS}{'0f' * 16}", f"{OUTCOMES}x"))
+    others = (CONFIG.key("epoch"), CONFIG.key("clients/c7"), "standfast-clients/other/c7", *asked)
     for key in (*others, "elsewhere"):
         with pytest.raises(ConsulDenied):
             gateway.put(key, b"8")

@@ -6,6 +6,7 @@ from typing import Any
 
 from standfast.consul import records
 from standfast.consul.record import Record
+from standfast.requests.record import Bell, Outcome, Request
 
 KINDS: dict[type[Record], dict[str, Any]] = {
     records.Leader: {
@@ -46,7 +47,7 @@ KINDS: dict[type[Record], dict[str, Any]] = {
         "taken_at": 1.6e9,
         "by": "a",
     },
-    records.Pause: {"v": 1, "by": "ann", "reason": "disks", "at": 1.0},
+    records.Pause: {"v": 1, "by": "ann", "reason": "disks", "at": 1.0, "lasts": 7200.0},
     records.CandidateRecord: {
         "v": 1,
         "node": "b",
@@ -65,6 +66,32 @@ KINDS: dict[type[Record], dict[str, Any]] = {
         "state": "mounted",
         "at": 6.5,
     },
+    Request: {
+        "v": 1,
+        "id": "0f" * 16,
+        "verb": "switchover",
+        "node": "a",
+        "by": "ann@desk",
+        "beat": 3,
+        "arguments": {"to": "b", "reason": "disks"},
+        "taken": "c0ffee",
+    },
+    Outcome: {
+        "v": 1,
+        "id": "0f" * 16,
+        "node": "a",
+        "run": "c0ffee",
+        "beat": 2,
+        "first": 1,
+        "progress": ["one", "two"],
+        "ended": True,
+        "exit_code": 1,
+        "text": "done",
+        "error": "no",
+        "reason": "busy",
+        "document": "{}",
+    },
+    Bell: {"v": 1, "id": "0f" * 16},
     records.NomadNote: {
         "v": 1,
         "node": "b",

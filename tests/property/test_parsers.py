@@ -39,6 +39,7 @@ from standfast.replication import wire
 from standfast.replication.differences import differences
 from standfast.replication.keys import PublicKey
 from standfast.replication.storage_facts import Facts
+from standfast.requests.record import parse_request
 from standfast.status.document import Status
 from standfast.system.clock import parse_stamp
 from standfast.system.local_socket import parse as parse_answer
@@ -114,6 +115,21 @@ PARSERS = {
     ),
     "an address of Consul": Parser(Endpoint.parse, "https://10.0.0.1:8501", (ConfigError,)),
     "the epoch": Parser(parse_epoch, b'{"v": 1, "epoch": 7}', (StandfastError,)),
+    "a request": Parser(
+        lambda raw: parse_request(raw, f"standfast/v/requests/{'0f' * 16}"),
+        json.dumps(
+            {
+                "v": 1,
+                "id": "0f" * 16,
+                "verb": "switchover",
+                "node": "zippy",
+                "by": "ann@desk",
+                "beat": 3,
+                "arguments": {"to": "c1", "dry_run": True},
+            }
+        ).encode(),
+        (StandfastError,),
+    ),
     "Consul: an entry": Parser(consul.parse_entry, ENTRY, GARBLED),
     "Consul: one entry": Parser(
         lambda doc: consul.parse_entry_of(doc, "standfast/v/epoch"), ENTRY, GARBLED

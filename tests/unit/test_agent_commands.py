@@ -81,6 +81,15 @@ def test_an_operator_who_hung_up_stops_nothing(tmp_path: Path) -> None:
     assert len(made.ran) == 1
 
 
+def test_what_may_not_begin_any_more_is_not_carried_out(tmp_path: Path) -> None:
+    """Whoever asked through Consul was told that nothing is done."""
+    made = agent(tmp_path, SERVING)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        answer(made, Command(theirs, {"command": "demote"}, may_begin=lambda: False))
+    assert made.ran == []
+
+
 @pytest.mark.parametrize("command", ["switchover", "demote", "failback"])
 def test_a_switchover_from_a_disk_that_takes_no_writes_needs_a_word(
     tmp_path: Path, command: str

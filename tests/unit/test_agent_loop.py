@@ -256,7 +256,7 @@ def test_what_runs_beside_the_loop_is_begun_once_and_before_a_look_that_may_hang
 
     agent.stopping.set()
     serve(agent, beside)
-    assert begun == ["upkeep", "fence", "inspection"]
+    assert begun == ["upkeep", "fence", "inspection", "requests"]
 
 
 def test_the_fence_is_looked_at_while_the_upkeep_waits(

@@ -25,7 +25,7 @@ from standfast.lease.epochs import EpochFile
 from standfast.names import SnapshotName
 from standfast.replication.published import note_origin, published_file
 from standfast.status.watching import Watch
-from standfast.system.clock import format_stamp, utc_now
+from standfast.system.clock import format_stamp, format_utc, utc_now
 from tests.support.origins import Named
 from tests.support.terminal import Desk, a_desk
 
@@ -58,6 +58,30 @@ def test_a_pause_is_written_with_name_and_reason_and_taken_back(desk: Desk) -> N
     assert out.startswith(
         "data-services is resumed: automatic failover is enabled (paused by alice at "
     )
+    assert desk.key("pause") is None
+
+
+def test_a_pause_for_a_time_says_until_when(desk: Desk) -> None:
+    code, out, _ = desk.run("pause", "--for", "2h", "--dry-run")
+    assert code == 0 and out.startswith("would pause data-services: automatic failover is disabled")
+    code, out, _ = desk.run("pause", "--for", "2h", "--reason", "rack")
+    written = Pause.parse(desk.key("pause") or b"")
+    assert (code, written.lasts, written.until) == (0, 7200.0, written.at + 7200.0)
+    until = f"until about {format_utc(written.at + 7200.0)}"
+    assert out.endswith(f"automatic failover is disabled {until}, or `standfast resume`\n")
+    assert until in desk.run("pause")[1]
+    assert (
+        f"paused:    by alice since {written.span().removeprefix('since ')}: rack"
+        in (desk.run("status")[1])
+    )
+    status = json.loads(desk.run("status", "--json")[1])
+    assert status["paused"]["until"] == written.until
+
+
+@pytest.mark.parametrize("words", ["0h", "2", "-1h", "2w", "31d", "h", "1h30m"])
+def test_a_time_without_a_unit_or_out_of_range_is_no_time(desk: Desk, words: str) -> None:
+    code, _, err = desk.run("pause", f"--for={words}")
+    assert code == 2 and "45s, 90m, 2h, 1d" in err
     assert desk.key("pause") is None
 
 

@@ -161,7 +161,9 @@ def test_an_agent_that_hangs_keeps_no_other_check_from_its_answer(
     hooked = structs.replace(config, hooks=Hooks(dir=strange))
     monkeypatch.setattr("standfast.doctor.run.fetch", hangs)
     monkeypatch.setattr(targets, "load_volume", lambda *_args, **_more: hooked)
-    assert doctor.run(argparse.Namespace(volume="data-services", json=True)) == 1
+    assert (
+        doctor.run(argparse.Namespace(volume="data-services", json=True, all=False, on=None)) == 1
+    )
     doc = json.loads(capsys.readouterr().out)
     assert [finding["check"] for finding in doc["findings"] if finding["group"] == "service"] == [
         "agent"

@@ -23,6 +23,8 @@ SUITES = "tests.contract.ports"
 NO_PORTS = {
     "standfast.nfs.unit.ServerUnits": "what the servers' adapters use of the one for systemd",
     "standfast.demo.consul.http.Cluster": "a part of the demo's Consul, whose suite is test_consul",
+    "standfast.agent.command.Connection": "a socket, or what passes an answer on to Consul",
+    "standfast.system.local_socket.Receives": "the same, to speak to",
     "standfast.cli.nomad_boot.Servers": "two calls of NomadGateway",
     "standfast.replication.progress.Progress": "says how far a replication is, and does nothing",
     "tests.support.nomad_clusters.NomadMachines": "a part of the tests' clusters",
@@ -51,6 +53,7 @@ ELSEWHERE = {
     "tests.unit.test_keeper.Script": "an inbox that says what the test writes down",
     "tests.unit.receiving.Arriving": "a DirectoryStore in which something arrives",
     "tests.unit.test_shipment.Sends": "a DirectoryStore that sends what a test says",
+    "tests.unit.test_requests.Keys": "a MemoryConsul that waits for no time",
     "tests.unit.test_without_agent.Keys": "a MemoryConsul that waits for no time",
     "tests.unit.test_watcher.Keys": "a MemoryConsul that notes what is read",
 }

@@ -19,7 +19,7 @@ from standfast.agent.main import go_on
 from standfast.agent.upkeep import MEND_EVERY_S, SCHEDULE_EVERY_S, STUCK_S, keep_up
 from standfast.agent.watcher import Watcher
 from standfast.consul.blindness import Blind
-from standfast.consul.records import LeaderState
+from standfast.consul.records import LeaderState, Pause
 from standfast.consul.values import Registration
 from standfast.doctor.service_checks import examine
 from standfast.errors import ConsulDenied, StandfastError
@@ -575,3 +575,22 @@ def test_only_a_node_that_serves_does_it_and_only_where_that_is_wanted(
     keep_up(agent)
     assert len(transfers) == (1 if wanted and serves else 0)
     assert agent.unkept is None
+
+
+@pytest.mark.parametrize("own", [None, OWN])
+def test_a_pause_for_a_time_ends_on_a_standby_and_on_a_primary(
+    node: FakeNode, clock: StoppedClock, own: OwnEpoch | None
+) -> None:
+    pause = Pause("ann", "disks", 1e9, 60.0)
+    key = node.config.key("pause")
+    node.consul.put(key, pause.dump())
+    agent = agent_that_saw(node, own)
+    for seconds, there in ((0.0, True), (59.0, True), (2.0, False)):
+        clock.now += seconds
+        assert agent.seen is not None
+        seen = replace(view("n2"), pause=pause)
+        agent.seen = replace(agent.seen, view=seen, at=Moment(monotonic(), utc_now()))
+        agent.moved_at = monotonic()
+        keep_up(agent)
+        assert (node.consul.get(key) is not None) is there
+    assert agent.woken.is_set()

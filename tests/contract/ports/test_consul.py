@@ -35,6 +35,7 @@ from standfast.errors import ConsulError, ConsulGarbled
 from standfast.lease import holding
 from standfast.node import node as machine
 from standfast.replication.ports import ReplicaGateway
+from standfast.requests import taking
 from standfast.system.clock import Deadline, monotonic
 from tests.contract import consul_scene
 from tests.contract.consul_scene import (
@@ -58,7 +59,14 @@ from tests.support.pace import patient
 from tests.support.waiting import wait_for
 
 pytestmark = SYNCED
-PORTS = (machine.Consul, holding.Consul, consul.Keys, clients.Consul, ReplicaGateway)
+PORTS = (
+    machine.Consul,
+    holding.Consul,
+    consul.Keys,
+    clients.Consul,
+    ReplicaGateway,
+    taking.Consul,
+)
 Keys = Gateway
 """Of which only the calls about keys are made."""
 

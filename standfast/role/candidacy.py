@@ -19,6 +19,7 @@ from standfast.reasons import Reason
 from standfast.role.decision import Action, Decision, Moment, Request, blocked
 from standfast.role.observation import Available, Cluster, Local, newest
 from standfast.role.patience import heard_within_s, is_behind, patience, still_waiting
+from standfast.system.clock import format_utc
 
 
 def consider(

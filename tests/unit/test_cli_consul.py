@@ -63,7 +63,9 @@ def test_a_pause_is_written_with_name_and_reason_and_taken_back(desk: Desk) -> N
 
 def test_a_pause_for_a_time_says_until_when(desk: Desk) -> None:
     code, out, _ = desk.run("pause", "--for", "2h", "--dry-run")
-    assert code == 0 and out.startswith("would pause data-services: automatic failover is disabled")
+    assert code == 0 and out.startswith(
+        "data-services would be paused: automatic failover is disabled"
+    )
     code, out, _ = desk.run("pause", "--for", "2h", "--reason", "rack")
     written = Pause.parse(desk.key("pause") or b"")
     assert (code, written.lasts, written.until) == (0, 7200.0, written.at + 7200.0)

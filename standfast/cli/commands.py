@@ -3,62 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-
-@dataclass(frozen=True, slots=True)
-class Argument:
-    """An option (its name begins with --) or a positional argument."""
-
-    name: str
-    help: str
-    metavar: str = ""
-    """Empty for an option without a value."""
-    choices: tuple[str, ...] = ()
-    kind: str = "text"
-    """text, seconds (a positive number), maybe seconds (the default without one) or words (any
-    number of them)."""
-    default: float | None = None
-    required: bool = True
-    """Of a positional only."""
-
-    @property
-    def is_option(self) -> bool:
-        return self.name.startswith("--")
-
-    @property
-    def dest(self) -> str:
-        return self.name.lstrip("-").replace("-", "_")
-
-
-@dataclass(frozen=True, slots=True)
-class Command:
-    """`entry` is MODULE:FUNCTION, imported only when the command runs; it takes the namespace."""
-
-    name: str
-    help: str
-    entry: str
-    arguments: tuple[Argument, ...] = ()
-    more: str = ""
-    hidden: bool = False
-    """Run by units and handlers, not by people."""
-
-
-VOLUME = Argument("--volume", "the volume (default: the only configured one)", "VOLUME")
-VOLUMES = Argument("--volume", "the volume (default: each configured one)", "VOLUME")
-JSON = Argument("--json", "print JSON")
-DRY_RUN = Argument("--dry-run", "print what the command would do, and change nothing")
-REASON = Argument("--reason", "why; recorded for other operators", "TEXT")
-QUIET = Argument("--quiet", "no progress output")
-TIMEOUT = Argument(
-    "--timeout",
-    "stop waiting for the agent after this many seconds; it finishes what it began",
-    "SECONDS",
-    kind="seconds",
-    default=900.0,
+from standfast.cli.command import (
+    DESPITE,
+    DRY_RUN,
+    JSON,
+    QUIET,
+    REASON,
+    TIMEOUT,
+    VOLUME,
+    VOLUMES,
+    Argument,
+    Command,
 )
-_KNOWN = "go on though these checks of the next primary (`standfast doctor`) fail: X,Y"
-DESPITE = Argument("--despite", _KNOWN, "CHECKS")
+
+__all__ = ["COMMANDS", "Argument", "Command", "visible"]
+
 _CHANGE = (VOLUME, DRY_RUN, JSON)
 _ROLE = (*_CHANGE, REASON, TIMEOUT)
 _GIVE_UP = (
@@ -297,6 +257,47 @@ COMMANDS: tuple[Command, ...] = (
             Argument("--install", "write them to /etc/systemd/system"),
             Argument("--dir", "with --install: write them to this directory instead", "DIR"),
         ),
+    ),
+    Command(
+        "setup",
+        "set this node up, a storage node or a client: everything from nothing to running",
+        "standfast.cli.setup:run",
+        (
+            Argument(
+                "--config", "the cluster's file, VOLUME.toml (default: that of this node)", "FILE"
+            ),
+            Argument(
+                "--node", "this node's name in [nodes] (default: the host's, or Consul's)", "NODE"
+            ),
+            Argument("--token", "a file with the ACL token for Consul; - for stdin", "FILE"),
+            Argument("--yes", "ask nothing, and replace a configuration that differs"),
+            DRY_RUN,
+            JSON,
+        ),
+        "Asks everything that it needs before it changes anything, and says what is in the way "
+        "with its fix. Each step can be repeated: what is done already is found done. On a "
+        "terminal without --yes it shows its plan and asks.",
+    ),
+    Command(
+        "uninstall",
+        "take Standfast off this node; never the volume's data, snapshots or trees kept aside",
+        "standfast.cli.uninstall:run",
+        (
+            VOLUMES,
+            Argument("--cluster", "also what Consul has of the volume; for the last node"),
+            Argument("--keep-serving", "the last storage node: go on as a plain NFS server"),
+            Argument(
+                "--package",
+                "for a package's removal: ask nothing, and leave its files, /etc/standfast and "
+                "the state",
+            ),
+            Argument("--yes", "ask nothing"),
+            DRY_RUN,
+            JSON,
+        ),
+        "Refused on the primary (`standfast switchover` or `demote` first), unless it is the last "
+        "storage node and keeps serving. What others changed, and what may be data, stays, and is "
+        "told with the command that deletes it.",
     ),
     Command(
         "config check",

@@ -184,7 +184,7 @@ def test_a_unit_that_does_not_start_is_told_and_tried_again(places: Places) -> N
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root: others' files are refused")
-def test_the_check_is_root_s_own_look_at_the_file(tmp_path: Path) -> None:
+def test_the_check_is_the_look_that_processes_of_root_take(tmp_path: Path) -> None:
     places = Places(root=tmp_path)
     goal = goal_of(TEXT + '[replication]\ncommand = ["x"]\n')
     effects = effects_of(goal, bare(), places, Manager())

@@ -287,7 +287,7 @@ def effects(seen: Leaving, places: Places, units: Manager | None = None) -> Effe
     return Effects(seen, places, units or Manager())  # type: ignore[arg-type]
 
 
-def test_the_volume_s_keys_go_and_those_of_others_stay(places: Places, gateway: Gateway) -> None:
+def test_the_keys_of_a_volume_go_and_those_of_others_stay(places: Places, gateway: Gateway) -> None:
     gateway.keys |= {"standfast/data-services-2/epoch", "standfast/media/epoch"}
     effects(leaving(), places).cluster()
     assert gateway.keys == {"standfast/data-services-2/epoch", "standfast/media/epoch"}

@@ -72,10 +72,14 @@ def run(args: argparse.Namespace) -> int:
     if os.geteuid() != 0:
         raise NeedsRoot(f"setup looks at what is root's, and changes it. {AS_ROOT}")
     source = _source(args)
-    token = _token(args.token)
     places = shipped.Places()
     brought = shipped.look(places)
+    token = _token(args.token)
     goal = _goal(args, source, token, brought, places)
+    place = goal.config.consul.token_file
+    if place is not None and token is None and not place.exists() and _asks(args):
+        token = _token(setup_questions.token(place))
+        goal = _goal(args, source, token, brought, places)
     seen = look(goal, brought, places)
     found = problems(seen, goal, replace_config=args.yes)
     steps = plan(seen, goal)
@@ -108,9 +112,13 @@ def _answers(config: Any) -> bool:
 # What is given
 
 
+def _asks(args: argparse.Namespace) -> bool:
+    return setup_questions.on_terminal() and not args.yes and not args.json
+
+
 def _source(args: argparse.Namespace) -> Source:
     """Takes the file that is named, or the one that is there, or asks."""
-    asks = setup_questions.on_terminal() and not args.yes and not args.json
+    asks = _asks(args)
     if not asks and not args.yes and not args.dry_run:
         raise UsageError("nobody can be asked here: --yes does it without, --dry-run shows it")
     if args.config is not None:

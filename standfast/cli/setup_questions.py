@@ -9,6 +9,8 @@ from pathlib import Path
 from standfast.errors import UsageError
 from standfast.setup.given import Answers
 
+TOKEN = "/etc/standfast/token"  # noqa: S105
+"""Where a new configuration has it."""
 Ask = Callable[[str], str]
 """Shows a text and returns the answer."""
 
@@ -52,5 +54,10 @@ def answers(ask: Ask = ask) -> tuple[str, Answers]:
         elif words:
             print("  a name and an address, with a blank between them")
     clients = ask("Who may mount it, machines or networks [192.168.1.0/24]: ").split()
-    token = ask("The file for Consul's ACL token (empty: Consul has no ACLs): ")
+    token = TOKEN if agree("Does Consul have ACLs?", ask) else ""
     return volume, Answers(cluster, nodes, clients or ["192.168.1.0/24"], token)
+
+
+def token(place: Path, ask: Ask = ask) -> str | None:
+    """Asks for a file with the token that is to be at `place`; None: there is none."""
+    return ask(f"A file with Consul's ACL token, for {place} (empty: none): ") or None

@@ -41,6 +41,8 @@ def run(args: argparse.Namespace) -> int:
     if not asks and not (args.yes or args.package or args.dry_run):
         raise UsageError("nobody can be asked here: --yes does it without, --dry-run shows it")
     configs, is_configured = _configs(args.volume)
+    if not is_configured and (args.cluster or args.keep_serving):
+        raise UsageError(f"{config_dir()} has no configuration: which volume is meant is not known")
     left = 1 if not is_configured else len(config_files(config_dir()))
     wish = Ask(args.cluster, args.keep_serving, args.package)
     lines = Lines(quiet=args.json)

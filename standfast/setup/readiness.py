@@ -48,7 +48,7 @@ def problems(seen: Observed, wanted: Wanted, *, replace_config: bool) -> list[Pr
     """Returns all at once, those that end it first. `replace_config`: the operator has said that a
     different configuration may be replaced."""
     found = [
-        *_machine(seen),
+        *_machine(seen, complete=wanted.complete),
         *_consul(seen, wanted),
         *_files(seen, wanted, replace_config=replace_config),
         *_places(seen),
@@ -57,10 +57,13 @@ def problems(seen: Observed, wanted: Wanted, *, replace_config: bool) -> list[Pr
     return sorted(found, key=lambda problem: not problem.grave)
 
 
-def _machine(seen: Observed) -> Iterator[Problem]:
+def _machine(seen: Observed, *, complete: bool) -> Iterator[Problem]:
     if not seen.has_systemd:
         yield Problem("systemd", "systemd is not what runs this machine",
                       "Standfast's processes are its units: boot with it")  # fmt: skip
+    if not complete:
+        what = "this is a storage node, and the installation has the units of a client alone"
+        yield Problem("units", what, "install the package `standfast`, too")
     for name in seen.lacking:
         yield Problem("programs", f"there is no `{name}`", f"install {PACKAGES.get(name, name)}")
     if seen.kernel < OLDEST_KERNEL:

@@ -120,8 +120,8 @@ class Look:
         """Returns ours, and those that somebody has changed."""
         config = self.config
         own = {UNITS / name: text for name, text in unit_files(config).items()}
-        own |= {UNITS / name: text
-                for name, text in drop_ins(config, self.shipped, disk_of(config))}  # fmt: skip
+        drops = drop_ins(config, self.shipped, disk_of(config))
+        own |= {UNITS / name: text for name, text in drops}
         known: dict[Path, str] = {**goal.units, **goal.catalog, **goal.pages, **own}
         kept = {config.source, config.consul.token_file, *self._key_paths()}
         names = {*known, *map(Path, installed.files)} - kept
@@ -171,7 +171,10 @@ class Look:
         names = {*units.loaded("standfast-*"), *self._wanted_by("standfast-*")}
         found = {name for name in names if self.last or self._is_own(name)}
         found |= {name for name in mounts if self._wanted_by(name)}
-        active = [name for name in sorted({*found, *mounts}) if units.is_active(name)]
+        # What waits for its next start isn't active, and comes back.
+        gone = ("inactive", "failed")
+        asked = {*found, *mounts}
+        active = [name for name in asked if units.show(name, "ActiveState") not in gone]
         return sorted({*active, *(name for name in found if self._wanted_by(name))}, key=_order)
 
     def _is_own(self, name: str) -> bool:

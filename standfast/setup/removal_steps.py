@@ -95,6 +95,8 @@ class Effects:
         for unit in self.seen.units:
             with contextlib.suppress(StandfastError):  # an instance whose file is gone already
                 self.units.disable([unit], Deadline.after(COMMAND_S))
+            if unit.endswith(".mount"):
+                continue  # of a dead server: `unmount` waits for nobody
             self.units.stop(unit, Deadline.after(STOP_S))
             self.units.reset_failed(unit, Deadline.after(COMMAND_S))
 
@@ -111,7 +113,7 @@ class Effects:
             parts().nfs(config).unexport()
             return
         # The plain line is in force before this one goes: nothing is refused in between.
-        own_file(config).unlink(missing_ok=True)
+        self.places.at(own_file(config)).unlink(missing_ok=True)
         run(["exportfs", "-r"], deadline=Deadline.after(COMMAND_S), op="exportfs:plain")
 
     def files(self) -> None:

@@ -23,6 +23,9 @@ VENDOR_SHARE = Path("/usr/share")
 SEARCHED = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 """Where systemd looks for a program that a unit names without a path."""
 CATALOG_FILE = "standfast.catalog"
+EVERYWHERE = "standfast-watch@.service"
+"""A unit that clients have, too."""
+GUARD = "nfs-server.service.d/standfast.conf"
 PAGES = ("man", "bash-completion", "zsh", "fish")
 NAMES = (
     "standfast",
@@ -68,27 +71,30 @@ class Shipped:
     """Programs that systemd doesn't find, and where they are."""
 
 
-def units_directory(prefix: Path) -> Path:
-    """Returns the units of the installation; StandfastError when there are none."""
-    places = (
-        prefix / "share/standfast/systemd",
+def units_directory(places: Places) -> Path:
+    """Returns where the installation has its units: a package's are in their place already.
+    StandfastError when there are none."""
+    known = (
+        places.prefix / "share/standfast/systemd",
         Path("/usr/share/standfast/systemd"),
         Path(__file__).resolve().parents[2] / "systemd",
+        *map(places.at, VENDOR_UNITS),
     )
-    for place in places:
-        if (place / "standfast-agent@.service").is_file():
+    for place in known:
+        if (place / EVERYWHERE).is_file():
             return place
     raise StandfastError(
-        f"the units are in none of {', '.join(map(str, places))}: install Standfast again"
+        f"the units are in none of {', '.join(map(str, known))}: install Standfast again"
     )
 
 
 def look(places: Places) -> Shipped:
     """Looks at the installation that runs; StandfastError, OSError."""
-    directory = units_directory(places.prefix)
+    directory = units_directory(places)
+    paths = [*directory.glob("standfast-*.*"), directory / GUARD, directory / CATALOG_FILE]
     texts = {
         str(path.relative_to(directory)): path.read_text()
-        for path in sorted(directory.rglob("*"))
+        for path in sorted(paths)
         if path.is_file()
     }
     catalog = texts.pop(CATALOG_FILE, "")
@@ -108,7 +114,8 @@ def _pages(places: Places) -> dict[Path, str]:
     for kind in PAGES:
         for path in sorted((share / kind).rglob("*standfast*")):
             below = path.relative_to(share)
-            if path.is_file() and not places.at(VENDOR_SHARE / below).exists():
+            packaged = VENDOR_SHARE / below, VENDOR_SHARE / f"{below}.gz"
+            if path.is_file() and not any(places.at(page).exists() for page in packaged):
                 pages[SHARE / below] = path.read_text()
     return pages
 
@@ -118,18 +125,15 @@ def _programs(places: Places) -> dict[str, Path]:
     return {
         name: own / name
         for name in NAMES
-        if (own / name).is_file() and not found(places, name, but=own)
+        if (own / name).is_file() and not _is_found(places, name, own)
     }
 
 
-def found(places: Places, name: str, *, but: Path | None = None) -> Path | None:
-    """Returns where systemd finds a program; a link into `but` is setup's own, and counts as
-    none."""
-    for directory in SEARCHED:
-        path = places.at(Path(directory) / name)
-        leads = path.readlink() if path.is_symlink() else None
-        if leads is not None and but is not None and leads.parent == but:
-            continue
-        if path.is_file():
-            return path
-    return None
+def _is_found(places: Places, name: str, own: Path) -> bool:
+    """Tells whether systemd finds the program, other than by setup's own link into `own`."""
+    for directory in map(Path, SEARCHED):
+        path = places.at(directory / name)
+        is_ours = directory == PROGRAMS and path.is_symlink() and path.readlink().parent == own
+        if path.is_file() and not is_ours:
+            return True
+    return False

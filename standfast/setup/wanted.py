@@ -9,10 +9,9 @@ from pathlib import Path
 
 from standfast.clients.units import unit_files, unit_name
 from standfast.config.model import Config, Nfs, Paths
-from standfast.setup.shipped import CATALOG, PROGRAMS, UNITS, Shipped
+from standfast.setup.shipped import CATALOG, GUARD, PROGRAMS, UNITS, Shipped
 
 CLIENT_UNITS = ("standfast-watch@.service", "standfast-resync.service", "standfast-resync.timer")
-GUARD = "nfs-server.service.d/standfast.conf"
 DEFAULT_SERVER = "nfs-server.service"
 DISK = Path("/persist")
 """Where the shipped units expect the volume's disk."""
@@ -41,6 +40,8 @@ class Wanted:
     """Units that are enabled and started, in this order."""
     enabled: tuple[str, ...] = ()
     """Units that are enabled alone."""
+    complete: bool = True
+    """The installation has what this kind of node needs."""
 
     @property
     def is_storage(self) -> bool:
@@ -91,6 +92,7 @@ def wanted(
         directories,
         started,
         enabled,
+        complete=not storage or GUARD in shipped.units,
     )
 
 
@@ -109,7 +111,7 @@ def drop_ins(config: Config, shipped: Shipped, disk: Path) -> Iterator[tuple[str
     """Yields what the shipped units need beside them where the configuration differs from what they
     expect; their names have the volume's where they are for it alone."""
     volume, paths, nfs = config.volume, config.paths, config.nfs
-    if nfs.unit != DEFAULT_SERVER:
+    if nfs.unit != DEFAULT_SERVER and GUARD in shipped.units:
         yield f"{nfs.unit}.d/standfast.conf", _guard(shipped.units[GUARD], nfs)
         text = f"[Unit]\nConflicts={nfs.unit}\nAfter={nfs.unit}\n"
         yield f"standfast-lost@{volume}.service.d/standfast-server.conf", text

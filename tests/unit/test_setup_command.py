@@ -72,7 +72,7 @@ def typed(*answers: str) -> Callable[[str], str]:
 
 
 def test_a_few_answers_make_a_configuration() -> None:
-    ask = typed("", "", "zippy 192.168.1.2", "nonsense", "c1=192.168.1.3", "", "192.168.1.9", "")
+    ask = typed("", "", "zippy 192.168.1.2", "nonsense", "c1=192.168.1.3", "", "192.168.1.9", "n")
     volume, answers = setup_questions.answers(ask)
     config = config_of(given.new_text(volume, answers))
     assert (volume, config.cluster, list(config.nodes)) == (

@@ -107,6 +107,13 @@ def test_what_a_package_has_put_in_place_is_not_copied_again() -> None:
     assert problem.fix.startswith("rm /etc/systemd/system/standfast-agent@.service")
 
 
+def test_the_package_of_a_client_is_too_little_for_a_storage_node() -> None:
+    ships = brought(units={"standfast-watch@.service": ""})
+    [problem] = found(bare(), goal_of(ships=ships))
+    assert problem.check == "units" and "`standfast`" in problem.fix
+    assert found(bare(), goal_of(CLIENT, ships=ships)) == []
+
+
 def test_what_runs_reads_a_changed_file_the_lease_before_its_agent() -> None:
     goal = goal_of()
     seen = whole(goal, there=dict(goal.texts) | {SOURCE: TEXT + "# before\n"})

@@ -303,6 +303,23 @@ def test_a_node_takes_back_what_it_said_of_itself(places: Places, gateway: Gatew
         effects(leaving(consul=InConsul("no answer")), places).consul()
 
 
+def test_the_plain_export_is_the_same_line_with_the_same_handles(places: Places) -> None:
+    fsid = "0f1e2d3c-0000-4000-8000-123456789abc"
+    effects(replace(PRIMARY, fsid=fsid), places).plain_export()
+    text = places.at(Path("/etc/exports.d/data-services.exports")).read_text()
+    assert text.startswith('"/persist/services"') or text.startswith("/persist/services")
+    assert f"fsid={fsid}" in text and "no_root_squash" in text
+
+
+def test_the_mount_of_a_dead_server_is_not_waited_for(places: Places) -> None:
+    manager = Manager()
+    units = ("standfast-watch@data-services.service", "data-services.mount")
+    effects(leaving(units=units), places, manager).stop()
+    assert "disable data-services.mount" in manager.told
+    assert "stop data-services.mount" not in manager.told
+    assert "stop standfast-watch@data-services.service" in manager.told
+
+
 def test_files_go_with_their_empty_directories_and_data_stays(places: Places) -> None:
     set_up(places)
     data = at(places, Path("/persist/services-standby/services@20261122T101500Z/file"), "data")

@@ -28,6 +28,7 @@ class Do(StrEnum):
     FENCE = "fence"
     UNEXPORT = "unexport"
     FILES = "files"
+    BIND = "bind"
     NFS_SERVER = "nfs-server"
     LINES = "lines"
     KEYS = "keys"
@@ -198,6 +199,8 @@ def plan(seen: Leaving, ask: Ask) -> tuple[Step, ...]:
     count = len(seen.files)
     said = f"delete {count} files and links that were put here" if count else "no files of its own"
     steps.append(Step(Do.FILES, said, bool(count)))
+    if ask.keep_serving:  # a mount unit that went has taken it along
+        steps.append(Step(Do.BIND, f"show {config.paths.live} at {config.paths.bind} as before"))
     steps += _server(seen, ask)
     steps += _rights(seen, ask)
     steps += _in_consul(seen, ask)

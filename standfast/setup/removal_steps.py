@@ -51,6 +51,7 @@ class Effects:
             Do.FENCE: lambda: take_away(self.seen.config, Deadline.after(COMMAND_S)),
             Do.UNEXPORT: self.unexport,
             Do.FILES: self.files,
+            Do.BIND: lambda: parts().bind(self.seen.config).mount(Deadline.after(COMMAND_S)),
             Do.NFS_SERVER: self.server,
             Do.LINES: self.lines,
             Do.KEYS: lambda: self._delete(*self.seen.keys),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,7 @@ ALONE = TEXT.replace('[nodes.c1]\naddress = "192.168.1.3"\n', "")
 KEY = PublicKey("ssh-ed25519", "AAAAC3NzaC1lZDI1NTE5AAAAI" + "A" * 43 + "A=", "standfast-test-c1")
 
 
-def leaving(**changes: object) -> Leaving:
+def leaving(**changes: Any) -> Leaving:
     """A standby with everything."""
     seen = Leaving(
         config_of(),
@@ -126,6 +127,7 @@ def test_a_plain_export_is_there_before_ours_goes_and_nothing_is_unmounted() -> 
     assert steps.index(Do.PLAIN_EXPORT) < steps.index(Do.STOP) < steps.index(Do.FENCE)
     assert steps.index(Do.FENCE) < steps.index(Do.UNEXPORT) < steps.index(Do.NFS_SERVER)
     assert Do.UNMOUNT not in steps
+    assert steps.index(Do.FILES) < steps.index(Do.BIND)
 
 
 def test_a_package_keeps_its_own_files_and_the_state() -> None:

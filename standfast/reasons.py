@@ -85,6 +85,8 @@ class Reason(StrEnum):
     INTERRUPTED = "interrupted"
     NOT_RUNNING = "not-running"
     NEEDS_ROOT = "needs-root"
+    SETUP_NOT_POSSIBLE = "setup-not-possible"
+    STILL_IN_USE = "still-in-use"
     # Receiving
     NOT_THE_LEASE_HOLDER = "not-the-lease-holder"
     UNKNOWN_PARENT = "unknown-parent"

@@ -62,8 +62,8 @@ function _shtab_standfast_using
   test "$_shtab_standfast_cmdpath" = "$argv"
 end
 
-set -g _shtab_standfast_commands status doctor promote switchover failback demote requests pause resume history replicate standby 'standby add' 'standby authorize' 'standby remove' 'standby hold' 'standby release' 'standby list' snapshots prune verify accept-epoch guard receive remount client 'client units' config 'config check' 'config example' completion demo
-set -g _shtab_standfast_opts_with_value --despite --dir --event --file --for --from --instance --on --reason --timeout --to --volume --watch
+set -g _shtab_standfast_commands status doctor promote switchover failback demote requests pause resume history replicate standby 'standby add' 'standby authorize' 'standby remove' 'standby hold' 'standby release' 'standby list' snapshots prune verify accept-epoch guard receive remount client 'client units' setup uninstall config 'config check' 'config example' completion demo
+set -g _shtab_standfast_opts_with_value --config --despite --dir --event --file --for --from --instance --node --on --reason --timeout --to --token --volume --watch
 
 complete -c standfast -e
 complete -c standfast -f
@@ -237,6 +237,23 @@ complete -c standfast -n '_shtab_standfast_using client units' -l volume -xka "(
 complete -c standfast -n '_shtab_standfast_using client units' -l dry-run -d 'print what the command would do, and change nothing'
 complete -c standfast -n '_shtab_standfast_using client units' -l install -d 'write them to /etc/systemd/system'
 complete -c standfast -n '_shtab_standfast_using client units' -l dir -xka "(__fish_complete_directories)" -d 'with --install: write them to this directory instead'
+complete -c standfast -n '_shtab_standfast_using; and test $_shtab_standfast_npos -eq 0' -a setup -d 'Set this node up, a storage node or a client: everything from nothing to running. Asks everything that it needs before it changes anything, and says what is in the way with its fix. Each step can be repeated: what is done already is found done. On a terminal without --yes it shows its plan and asks.'
+complete -c standfast -n '_shtab_standfast_using setup' -s h -l help -d 'show this help message and exit'
+complete -c standfast -n '_shtab_standfast_using setup' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'the cluster'"'"'s file, VOLUME.toml (default: that of this node)'
+complete -c standfast -n '_shtab_standfast_using setup' -l node -xka "(_standfast_nodes)" -d 'this node'"'"'s name in [nodes] (default: the host'"'"'s, or Consul'"'"'s)'
+complete -c standfast -n '_shtab_standfast_using setup' -l token -xka "(__fish_complete_path (commandline -ct))" -d 'a file with the ACL token for Consul; - for stdin'
+complete -c standfast -n '_shtab_standfast_using setup' -l yes -d 'ask nothing, and replace a configuration that differs'
+complete -c standfast -n '_shtab_standfast_using setup' -l dry-run -d 'print what the command would do, and change nothing'
+complete -c standfast -n '_shtab_standfast_using setup' -l json -d 'print JSON'
+complete -c standfast -n '_shtab_standfast_using; and test $_shtab_standfast_npos -eq 0' -a uninstall -d 'Take Standfast off this node; never the volume'"'"'s data, snapshots or trees kept aside. Refused on the primary (`standfast switchover` or `demote` first), unless it is the last storage node and keeps serving. What others changed, and what may be data, stays, and is told with the command that deletes it.'
+complete -c standfast -n '_shtab_standfast_using uninstall' -s h -l help -d 'show this help message and exit'
+complete -c standfast -n '_shtab_standfast_using uninstall' -l volume -xka "(_standfast_volumes)" -d 'the volume (default: each configured one)'
+complete -c standfast -n '_shtab_standfast_using uninstall' -l cluster -d 'also what Consul has of the volume; for the last node'
+complete -c standfast -n '_shtab_standfast_using uninstall' -l keep-serving -d 'the last storage node: go on as a plain NFS server'
+complete -c standfast -n '_shtab_standfast_using uninstall' -l package -d 'for a package'"'"'s removal: ask nothing, and leave its files, /etc/standfast and the state'
+complete -c standfast -n '_shtab_standfast_using uninstall' -l yes -d 'ask nothing'
+complete -c standfast -n '_shtab_standfast_using uninstall' -l dry-run -d 'print what the command would do, and change nothing'
+complete -c standfast -n '_shtab_standfast_using uninstall' -l json -d 'print JSON'
 complete -c standfast -n '_shtab_standfast_using; and test $_shtab_standfast_npos -eq 0' -a config -d 'see `config check`, `config example`'
 complete -c standfast -n '_shtab_standfast_using config' -s h -l help -d 'show this help message and exit'
 complete -c standfast -n '_shtab_standfast_using config; and test $_shtab_standfast_npos -eq 0' -a check -d 'Check the configuration of every volume, or of the given files. Says which node this host is, and prints each problem with its key, the value, the rule and the fix. A warning is only worth a look. Whether the files that are named exist here is asked only without FILE. On a storage node it compares the node'"'"'s name with that of Consul'"'"'s agent, or says that it couldn'"'"'t.'

@@ -1,4 +1,4 @@
-"""What a command of the table is made of."""
+"""A command and its arguments, as the table of all commands (`commands.py`) has them."""
 
 from __future__ import annotations
 
@@ -43,4 +43,24 @@ class Command:
     """Run by units and handlers, not by people."""
 
 
+VOLUME = Argument("--volume", "the volume (default: the only configured one)", "VOLUME")
+VOLUMES = Argument("--volume", "the volume (default: each configured one)", "VOLUME")
+JSON = Argument("--json", "print JSON")
+DRY_RUN = Argument("--dry-run", "print what the command would do, and change nothing")
+REASON = Argument("--reason", "why; recorded for other operators", "TEXT")
+ON = Argument(
+    "--on",
+    "have another storage node do it, through Consul (default: this one, or the primary)",
+    "NODE",
+)
+QUIET = Argument("--quiet", "no progress output")
+TIMEOUT = Argument(
+    "--timeout",
+    "stop waiting for the agent after this many seconds; it finishes what it began",
+    "SECONDS",
+    kind="seconds",
+    default=900.0,
+)
+_KNOWN = "go on though these checks of the next primary (`standfast doctor`) fail: X,Y"
+DESPITE = Argument("--despite", _KNOWN, "CHECKS")
 SERVICE_VOLUME = Argument("volume", "the volume", "VOLUME")

@@ -4,31 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from standfast.cli.command import Argument, Command
+from standfast.cli.command import (
+    DESPITE,
+    DRY_RUN,
+    JSON,
+    ON,
+    QUIET,
+    REASON,
+    TIMEOUT,
+    VOLUME,
+    VOLUMES,
+    Argument,
+    Command,
+)
 from standfast.cli.unit_commands import OF_UNITS
 
 __all__ = ["COMMANDS", "Argument", "Command", "visible"]
 
-VOLUME = Argument("--volume", "the volume (default: the only configured one)", "VOLUME")
-VOLUMES = Argument("--volume", "the volume (default: each configured one)", "VOLUME")
-JSON = Argument("--json", "print JSON")
-DRY_RUN = Argument("--dry-run", "print what the command would do, and change nothing")
-REASON = Argument("--reason", "why; recorded for other operators", "TEXT")
-ON = Argument(
-    "--on",
-    "have another storage node do it, through Consul (default: this one, or the primary)",
-    "NODE",
-)
-QUIET = Argument("--quiet", "no progress output")
-TIMEOUT = Argument(
-    "--timeout",
-    "stop waiting for the agent after this many seconds; it finishes what it began",
-    "SECONDS",
-    kind="seconds",
-    default=900.0,
-)
-_KNOWN = "go on though these checks of the next primary (`standfast doctor`) fail: X,Y"
-DESPITE = Argument("--despite", _KNOWN, "CHECKS")
 _CHANGE = (VOLUME, DRY_RUN, JSON)
 _ROLE = (*_CHANGE, REASON, TIMEOUT, ON)
 _GIVE_UP = (
@@ -304,6 +296,47 @@ COMMANDS: tuple[Command, ...] = (
             Argument("--install", "write them to /etc/systemd/system"),
             Argument("--dir", "with --install: write them to this directory instead", "DIR"),
         ),
+    ),
+    Command(
+        "setup",
+        "set this node up, a storage node or a client: everything from nothing to running",
+        "standfast.cli.setup:run",
+        (
+            Argument(
+                "--config", "the cluster's file, VOLUME.toml (default: that of this node)", "FILE"
+            ),
+            Argument(
+                "--node", "this node's name in [nodes] (default: the host's, or Consul's)", "NODE"
+            ),
+            Argument("--token", "a file with the ACL token for Consul; - for stdin", "FILE"),
+            Argument("--yes", "ask nothing, and replace a configuration that differs"),
+            DRY_RUN,
+            JSON,
+        ),
+        "Asks everything that it needs before it changes anything, and says what is in the way "
+        "with its fix. Each step can be repeated: what is done already is found done. On a "
+        "terminal without --yes it shows its plan and asks.",
+    ),
+    Command(
+        "uninstall",
+        "take Standfast off this node; never the volume's data, snapshots or trees kept aside",
+        "standfast.cli.uninstall:run",
+        (
+            VOLUMES,
+            Argument("--cluster", "also what Consul has of the volume; for the last node"),
+            Argument("--keep-serving", "the last storage node: go on as a plain NFS server"),
+            Argument(
+                "--package",
+                "for a package's removal: ask nothing, and leave its files, /etc/standfast and "
+                "the state",
+            ),
+            Argument("--yes", "ask nothing"),
+            DRY_RUN,
+            JSON,
+        ),
+        "Refused on the primary (`standfast switchover` or `demote` first), unless it is the last "
+        "storage node and keeps serving. What others changed, and what may be data, stays, and is "
+        "told with the command that deletes it.",
     ),
     Command(
         "config check",

@@ -7,6 +7,7 @@ Invariant: all processes of a node choose alike, from one boot to the next.
 from __future__ import annotations
 
 import contextlib
+import shutil
 from pathlib import Path
 
 from standfast.config.model import Config
@@ -75,6 +76,19 @@ def settle(config: Config, fence: Fence, nfs: NfsServer) -> None:
             old.remove(deadline)
             own.save(directory)
             fence._build(deadline)
+
+
+def take_away(config: Config, deadline: Deadline) -> None:
+    """Takes the node's rules away for good, and what is noted of them: the port is open then,
+    whoever listens there. For a node that is to be without this program."""
+    fence = fence_from(config)
+    if not isinstance(fence, KernelFence):
+        return
+    directory = fence.claims.directory
+    with fence.claims.alone(deadline):
+        known = MadeFor.load(directory) or fence.made_for
+        _by(known.backend, known.port, directory, config.volume).remove(deadline)
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 def _in_use(claims: Claims, nfs: NfsServer) -> str | None:

@@ -15,6 +15,7 @@ other one that a key has.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +27,7 @@ from standfast.config.model import Config
 from standfast.errors import Refused, did_you_mean
 from standfast.reasons import Reason
 from standfast.replication.authorized_file import Owner, directory_of, put_in, read_in
-from standfast.replication.keys import PublicKey, comment_of
+from standfast.replication.keys import KINDS, PublicKey, comment_of
 from standfast.system.lines import fields_of
 
 _RECEIVE = re.compile(
@@ -193,6 +194,33 @@ def with_line(
         return text, Change.UNCHANGED
     lines[number] = granted.completed(wanted, bound, key).encode() + b"\n"
     return b"".join(lines), Change.UPDATED
+
+
+def without_lines(text: bytes, volume: str | None) -> tuple[bytes, int]:
+    """Returns the file's content without the lines that let a key receive `volume`, and how many
+    those were; None: any volume. Every other line stays as it is, byte for byte; pure."""
+    lines = lines_in(text)
+    kept = [line for line in lines if not _is_granted(line, volume)]
+    return b"".join(kept), len(lines) - len(kept)
+
+
+def _is_granted(line: bytes, volume: str | None) -> bool:
+    parts = parted(line.decode("utf-8", "replace").rstrip("\r\n"), KINDS)
+    granted = None if parts is None else granted_by(parts[0])
+    return granted is not None and (volume is None or granted.volume == volume)
+
+
+def revoke(path: Path, user: str, volume: str | None, *, dry_run: bool = False) -> int:
+    """Takes those lines out of the user's file, and returns how many there were. Refused for a file
+    that sshd would not trust, or that another tool keeps; OSError."""
+    owner = Owner.of(user)
+    if not os.path.lexists(path.parent):
+        return 0
+    with directory_of(path, owner) as directory:
+        after, count = without_lines(read_in(directory, path, owner), volume)
+        if count and not dry_run:
+            put_in(directory, path.name, after, owner)
+    return count
 
 
 def lines_in(text: bytes) -> list[bytes]:

@@ -53,6 +53,33 @@ class SystemdUnits:
     def daemon_reload(self, deadline: Deadline) -> None:
         self._systemctl("daemon-reload", [], deadline)
 
+    def enable(self, units: Sequence[str], deadline: Deadline) -> None:
+        """Has them started at boot; of one that is already nothing changes."""
+        self._systemctl("enable", ["--quiet", "--", *units], deadline)
+
+    def disable(self, units: Sequence[str], deadline: Deadline) -> None:
+        """Has them started by nobody at boot. What runs goes on."""
+        self._systemctl("disable", ["--quiet", "--", *units], deadline)
+
+    def try_restart(self, unit: str, deadline: Deadline) -> None:
+        """Restarts the unit if it is active."""
+        self._systemctl("try-restart", ["--", unit], deadline)
+
+    def enablement(self, unit: str) -> str:
+        """Returns what `systemctl is-enabled` says: enabled, disabled, static, masked, ...; empty
+        for a unit that isn't there."""
+        argv = ["systemctl", "is-enabled", "--", unit]
+        told = run(argv, deadline=Deadline.after(ASK_S), op=f"is-enabled:{unit}", check=False)
+        state = told.stdout.strip()
+        return "" if state == "not-found" else state
+
+    def loaded(self, pattern: str) -> list[str]:
+        """Returns the units that systemd has in memory and whose names match, sorted; templates'
+        instances among them, inactive ones only where something refers to them."""
+        argv = ["list-units", "--all", "--plain", "--no-legend", "--no-pager", "--", pattern]
+        listing = self._systemctl(argv[0], argv[1:], Deadline.after(ASK_S))
+        return sorted({words[0] for line in lines_of(listing) if (words := fields_of(line))})
+
     def reset_failed(self, unit: str, deadline: Deadline) -> None:
         """Forgets failures, and with them the start limit; nothing to forget is no error."""
         argv = ["systemctl", "reset-failed", "--", unit]

@@ -102,7 +102,8 @@ def configuration(tmp_path: Path) -> Path:
 
 
 def test_bash_completes_commands_and_options() -> None:
-    assert complete("standfast", "s") == ["status", "switchover", "standby", "snapshots"]
+    known = ["status", "switchover", "standby", "snapshots", "setup"]
+    assert complete("standfast", "s") == known
     assert "agent" not in complete("standfast", "")
     assert complete("standfast", "config", "") == ["check", "example"]
     assert complete("standfast", "switchover", "--t") == ["--timeout", "--to"]

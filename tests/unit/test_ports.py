@@ -22,6 +22,7 @@ from tests.support.checkout import CHECKOUT
 SUITES = "tests.contract.ports"
 NO_PORTS = {
     "standfast.nfs.unit.ServerUnits": "what the servers' adapters use of the one for systemd",
+    "standfast.setup.steps.Manager": "what setup uses of the one for systemd",
     "standfast.demo.consul.http.Cluster": "a part of the demo's Consul, whose suite is test_consul",
     "standfast.agent.command.Connection": "a socket, or what passes an answer on to Consul",
     "standfast.system.local_socket.Receives": "the same, to speak to",

@@ -1,0 +1,1 @@
+"""A node from nothing to running (`standfast setup`), and back (`standfast uninstall`)."""

@@ -198,9 +198,15 @@ def test_an_upgrade_stops_nothing(node: Node, words: tuple[str, ...]) -> None:
     assert node.log() == ["systemctl daemon-reload"] * 2
 
 
-def test_an_upgrade_keeps_what_follows_the_service_at_work(node: Node) -> None:
+def test_an_upgrade_restarts_what_follows_the_service_unless_it_would_not_start(
+    node: Node,
+) -> None:
+    node.active(f"standfast-watch@{VOLUME}.service")
     node.done("standfast-client.postinst", "configure", "0.0.9")
     assert node.log("restart") == ["systemctl try-restart standfast-watch@*.service"]
+    node.program("standfast", "echo 'foo: unknown key' >&2; exit 2")
+    assert "foo: unknown key" in node.done("standfast-client.postinst", "configure", "0.0.9")
+    assert len(node.log("restart")) == 1
 
 
 # Removal

@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv wheel demo test lab kernel-lab torture fresh check docs bench soak clean
+.PHONY: help venv wheel deb demo test lab kernel-lab torture fresh check docs bench soak clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -29,6 +29,9 @@ $(READY): pyproject.toml requirements.lock requirements-uv.lock $(wildcard bin/*
 wheel: $(READY) ## dist/*.whl, built by the locked backend
 	@$(UV) build -q --wheel --no-build-isolation --python $(VENV)/bin/python --out-dir dist .
 	@ls dist/*.whl
+
+deb: wheel ## dist/*.deb for Debian (root: installs what it needs): make deb VERSION=0.1.0+mine
+	@tests/tools/deb $(VERSION)
 
 demo: $(READY) ## a cluster on loopback: failover and the way back, without root
 	@$(VENV)/bin/standfast demo

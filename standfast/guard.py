@@ -1,7 +1,8 @@
 """`ExecStartPre` of the NFS server: refuses to start where another server is active, or in doubt.
 
 Invariants: fail closed (an error, a timeout and a doubt all refuse); one deadline for everything,
-set before the imports by `handlers/nfs-server-guard`; one message for each refusal.
+set before the imports by `handlers/nfs-server-guard`; one message for each refusal. Where no volume
+is configured and none ever was, the server isn't Standfast's: it starts (`is_foreign`).
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from standfast.assembly.parts import parts
+from standfast.config.load import DEFAULT_DIR
 from standfast.consul.blindness import blindness
 from standfast.consul.gateway import ConsulBlind, ConsulGateway
 from standfast.consul.records import Leader, parse_epoch
@@ -40,6 +43,8 @@ if TYPE_CHECKING:
     from standfast.config.model import Config
     from standfast.node.ports import Fence, FenceState, NfsServer, VolumeStore
 
+STATE = Path("/var/lib/standfast")
+"""Which the agent's unit makes at its first start (StateDirectory=), wherever `paths.state` is."""
 # Of the lease, needed so that the server can be up before it ends; seconds as a share of L.
 ENOUGH_SHARE = 0.25
 # Of what is left of the deadline, for the doors of others: each volume has its time all the same.
@@ -271,6 +276,26 @@ def announce(config: Config, error: Refused) -> None:
     )
     if not (journal.deliver(event) and journal.is_stderr()):
         os.write(2, f"{words(error)}\n".encode(errors="backslashreplace"))
+
+
+def is_foreign(directory: Path, default: Path = DEFAULT_DIR, state: Path = STATE) -> bool:
+    """Tells whether the NFS server of this node is none of Standfast's: there is no configuration
+    where units look for it, and never was an agent.
+
+    A configuration that is gone, or can't be read, is another thing: then there is a doubt. So is
+    a directory that somebody named.
+    """
+    if directory != default:
+        return False
+    try:
+        if any(path.name.endswith(".toml") for path in directory.iterdir()):
+            return False
+    except FileNotFoundError:
+        if directory.is_symlink():
+            return False
+    except OSError:
+        return False
+    return not os.path.lexists(state)
 
 
 def die_at(deadline: Deadline, config: Config) -> None:

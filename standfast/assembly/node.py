@@ -28,11 +28,25 @@ log = logging.getLogger(__name__)
 def agent_of(config: Config) -> Agent:
     """Returns the agent, before its first look."""
     machine = machine_of(config)
+    load_the_rest(config)
     watcher, view = Watcher(config, machine.consul), LocalView(machine)
     agent = Agent(machine, watcher, view, answering=parts().answering, volumes=load_stored)
     if parts().is_machine:
         agent.program = (sys.executable, "-I", "-m", "standfast")
     return agent
+
+
+def load_the_rest(config: Config) -> None:
+    """Loads what the agent's steps load when they need it.
+
+    An upgrade replaces the files under a running agent, which goes on until it is restarted: a
+    promotion must not end with half of the one version and half of the other.
+    """
+    from standfast.btrfs import writers  # noqa: F401
+    from standfast.nfs import elsewhere  # noqa: F401
+
+    if config.nomad.enabled:
+        from standfast.nomad import client  # noqa: F401
 
 
 def lease_parts(config: Config) -> process.Parts:

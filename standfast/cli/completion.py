@@ -22,7 +22,8 @@ def run(args: argparse.Namespace) -> int:
     places = (
         Path(__file__).resolve().parents[2] / "docs/completion" / source,
         Path(sys.prefix) / installed,
-        Path("/usr") / installed,
+        # Debian's zsh looks at directories of its own for what packages have.
+        Path("/usr") / installed.replace("site-functions", "vendor-completions"),
     )
     for path in places:
         if path.is_file():

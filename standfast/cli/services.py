@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from standfast.config.load import load_stored, load_volume
+from standfast.config.load import config_dir, load_stored, load_volume
 from standfast.errors import ConfigError, Refused, UsageError
 from standfast.events.log import set_up_log
 from standfast.reasons import Reason
@@ -71,6 +71,9 @@ def guard(args: argparse.Namespace) -> int:
     try:
         configs = load_stored() if args.volume is None else (load_volume(args.volume),)
     except ConfigError as error:
+        if args.volume is None and body.is_foreign(config_dir()):
+            print("guard: no volume is configured on this node: its NFS server is its own")
+            return 0
         print(body.words(body.refusal(error)), file=sys.stderr)
         return 1
     deadline_s = min(config.guard.deadline for config in configs)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -10,8 +12,9 @@ import pytest
 from msgspec.structs import replace
 
 from standfast import guard
+from standfast.cli import services
 from standfast.config.model import Config
-from standfast.errors import Refused
+from standfast.errors import ConfigError, Refused
 from standfast.guard import Question, check_fence, node_verdict
 from standfast.node.own_epoch import OwnEpoch, Stage
 from standfast.node.ports import FenceState
@@ -111,3 +114,69 @@ def test_a_server_does_not_start_with_a_volume_that_has_no_claim_to_the_port(
         check_fence(volumes[0], FenceState(in_place=True, open_for_s=8.0, claimed=False))
     assert caught.value.reason is Reason.FENCE_NOT_ARMED
     check_fence(volumes[0], FenceState(in_place=True, open_for_s=0.0, claimed=True))
+
+
+# A node without a volume
+
+
+def test_a_server_is_foreign_where_nothing_is_configured_and_nothing_ever_was(
+    tmp_path: Path,
+) -> None:
+    etc, state = tmp_path / "etc", tmp_path / "state"
+    assert guard.is_foreign(etc, etc, state)
+    etc.mkdir()
+    (etc / "token").write_text("secret\n")
+    assert guard.is_foreign(etc, etc, state)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda etc, state: (etc / "music.toml").write_text("not TOML"),
+        lambda etc, state: state.mkdir(),
+        lambda etc, state: state.symlink_to("nowhere"),
+        lambda etc, state: (etc.rmdir(), etc.symlink_to("nowhere")),
+        lambda etc, state: (etc.rmdir(), etc.write_text("no directory")),
+        lambda etc, state: (etc.rmdir(), etc.symlink_to(etc)),
+    ],
+    ids=["configured", "agent-ran", "state-elsewhere", "link-to-nothing", "file", "circle"],
+)
+def test_a_server_is_not_foreign_in_doubt(
+    tmp_path: Path, make: Callable[[Path, Path], object]
+) -> None:
+    etc, state = tmp_path / "etc", tmp_path / "state"
+    etc.mkdir()
+    make(etc, state)
+    assert not guard.is_foreign(etc, etc, state)
+
+
+def test_a_directory_that_somebody_names_holds_a_configuration_or_is_a_doubt(
+    tmp_path: Path,
+) -> None:
+    assert not guard.is_foreign(tmp_path / "named", tmp_path / "etc", tmp_path / "state")
+
+
+def guard_of_all(monkeypatch: pytest.MonkeyPatch, error: ConfigError, foreign: bool) -> int:
+    """What the unit's guard answers where no configuration can be loaded."""
+
+    def load() -> None:
+        raise error
+
+    monkeypatch.setattr(services, "load_stored", load)
+    monkeypatch.setattr(services, "set_up_log", lambda: None)
+    monkeypatch.setattr(guard, "is_foreign", lambda _directory: foreign)
+    return services.guard(Namespace(volume=None))
+
+
+def test_the_guard_lets_a_server_that_is_not_standfasts_start_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert guard_of_all(monkeypatch, ConfigError("there is none"), foreign=True) == 0
+    assert "no volume is configured" in capsys.readouterr().out
+
+
+def test_the_guard_refuses_where_the_configuration_cannot_be_used(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert guard_of_all(monkeypatch, ConfigError("it is gone"), foreign=False) == 1
+    assert "it is gone" in capsys.readouterr().err

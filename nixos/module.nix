@@ -121,12 +121,12 @@ let
         # wrong fails here, before anything is switched.
         file = toml.generate "${name}.toml" volume.settings;
         inherit (cfg) package;
-        inherit name;
+        volume = name;
       }
       ''
-        cp "$file" "./$name.toml"
-        "$package/bin/standfast" config check "./$name.toml"
-        cp "./$name.toml" "$out"
+        cp "$file" "./$volume.toml"
+        "$package/bin/standfast" config check "./$volume.toml"
+        cp "./$volume.toml" "$out"
       ''
   ) cfg.volumes;
 

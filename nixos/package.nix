@@ -112,24 +112,23 @@ let
 in
 runCommand "standfast-${version}"
   {
-    pname = "standfast";
-    inherit version interpreter library;
+    inherit interpreter library;
     inherit (library) meta;
-    shell = runtimeShell;
+    sh = runtimeShell;
     readlink = "${coreutils}/bin/readlink";
     programs = lib.attrValues wheel.shared-scripts;
     passthru = { inherit library python-consul2 python-nomad; };
   }
   ''
     mkdir -p "$out/bin"
-    for name in $programs; do
+    for program in $programs; do
       # The first line, and the one that finds the interpreter; the handlers are found beside the
       # program that runs.
-      sed -e "1s|.*|#!$shell|" \
+      sed -e "1s|.*|#!$sh|" \
         -e "s|^program=.*|program=\$($readlink -f \"\$0\") python=$interpreter|" \
-        "$library/bin/$name" >"$out/bin/$name"
-      grep -qF "python=$interpreter" "$out/bin/$name"
-      chmod 755 "$out/bin/$name"
+        "$library/bin/$program" >"$out/bin/$program"
+      grep -qF "python=$interpreter" "$out/bin/$program"
+      chmod 755 "$out/bin/$program"
     done
     ln -s "$library/share" "$out/share"
     "$out/bin/standfast" --version

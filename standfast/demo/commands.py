@@ -22,7 +22,7 @@ def run_module(name: str, *arguments: str) -> list[str]:
 
 
 def handler(name: str, here: Path = Path(__file__)) -> str:
-    """The path of a deployed handler: installed with this module, which is `here`, or in a checkout.
+    """The path of a deployed handler: installed with this module (`here`), or in a checkout.
 
     StandfastError when it is in neither place.
     """

@@ -6,6 +6,7 @@ nixos/hosts has their files, golden/ what they come to. After a change that is m
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -59,6 +60,18 @@ WHEEL = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["tool"]["hatch"
 def test_nix_reads_every_file(file: Path) -> None:
     done = nix("--parse", file)
     assert done.returncode == 0, done.stderr
+
+
+@needs.tool(NIX, "nix-bin")
+def test_the_flake_has_the_modules() -> None:
+    modules = f"((import {FILES}/flake.nix).outputs {{ }}).nixosModules"
+    done = nix(
+        "--eval", "--strict", "--json", "--expr", f"builtins.mapAttrs (_: toString) {modules}"
+    )
+    assert done.returncode == 0, done.stderr
+    paths = json.loads(done.stdout)
+    assert paths.keys() == {"default", "nfs-services-server", "nfs-services-standby"}
+    assert all(Path(path).is_file() for path in paths.values())
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +143,7 @@ def test_a_configuration_that_is_wrong_fails_when_the_system_is_built(
     [built] = host.seen["etc"].values()
     (tmp_path / "given").write_text(*host.toml.values())
     package = Path(sys.executable).parents[1]
-    env = {"PATH": os.environ["PATH"], "file": str(tmp_path / "given"), "name": built["name"]}
+    env = {"PATH": os.environ["PATH"], "file": str(tmp_path / "given"), "volume": built["volume"]}
     done = subprocess.run(
         ["bash", "-e", "-c", built["script"]],
         env={**env, "package": str(package), "out": str(tmp_path / "out")},
@@ -295,6 +308,39 @@ def test_paths_of_ones_own_are_told_to_the_units(tmp_path: Path) -> None:
             assert f"ReadWritePaths=-{path}" in lines
     ended = drop_ins["standfast-ended@data-services.service"]
     assert "ConditionPathExists=\nConditionPathExists=!/srv/run/%i/nothing-held" in ended
+
+
+US = "services.standfast"
+WANTS = "wants standfast-"
+
+
+@evaluates
+@pytest.mark.parametrize(
+    ("name", "more", "there", "not_there"),
+    [
+        ("c2", f"{US}.automount = false;", "remote-fs.target wants data-services.mount", ".auto"),
+        ("c2", f"{US}.client = false;", "wants standfast-watch@data-services", "data-services.m"),
+        ("c1", f"{US}.volumes.data-services.weeklyVerify = true;", f"{WANTS}verify@data-s", "@@"),
+        ("c1", f"{US}.exporter.enable = false;", f"{WANTS}agent@", f"{WANTS}exporter"),
+        ("c1", f'{US}.exporter.listen = "[::]:80";', "ExecStart=\nExecStart=/nix/store/standfast"
+         "/bin/standfast-exporter --listen [::]:80\n", "@@"),
+        ("c1", f"{US}.openFirewall = false;", "== ports\n== tmpfiles", "2049"),
+        ("c1", f"{SETTINGS}.nfs.port = 2050;", "== ports\n2050\n", "2049"),
+        ("c1", f"{US}.nodes.c1.settings.priority = 200;", "priority = 200\n", "@@"),
+        ("c1", f'{SETTINGS}.fence.backend = "ipset";', "/iptables-legacy/bin\n", "@@"),
+        ("c1", f"{US}.volumes.other = {{ }};", f"{WANTS}agent@other.service", f"{WANTS}nomad@o"),
+        ("c2", f'{US}.node = "c1";', f"{WANTS}agent@data-services", "@@"),
+        ("c2", f'{US}.node = "c1";', 'node = "c1"\n', "@@"),
+    ],
+)  # fmt: skip
+def test_an_option_does_what_the_page_says(
+    tmp_path: Path, name: str, more: str, there: str, not_there: str
+) -> None:
+    host = host_with(tmp_path, name, more)
+    assert host.seen["failed"] == []
+    text = shown(host)
+    assert there in text
+    assert not_there not in text
 
 
 # Keys

@@ -54,7 +54,7 @@ in
   programs = map path config.environment.systemPackages;
   etc = lib.mapAttrs (_: file: {
     inherit (file.source) script;
-    inherit (file.source.environment) name;
+    inherit (file.source.environment) volume;
     toml = file.source.environment.file.value;
   }) config.environment.etc;
   packages = lib.listToAttrs (

@@ -58,6 +58,9 @@ rec {
   # Keys alone of which nothing says whose they are.
   unknown = keys: lib.filter (key: isKey key && nodeOf key == null) keys;
 
+  # Nodes whose key is none.
+  malformed = byNode: lib.attrNames (lib.filterAttrs (_: key: !isKey key) byNode);
+
   # `keys`: whole lines, which stay as they are, or keys with such a comment. `byNode`: node -> key.
   lines =
     keys: byNode:
@@ -68,7 +71,8 @@ rec {
         node = nodeOf key;
         inherit key;
       }) (lib.filter (key: isKey key && nodeOf key != null) keys);
-      others = lib.filter (one: one.node != self) (named ++ told);
+      isThere = key: lib.any (line: lib.elem (lib.elemAt (words key) 1) (words line)) whole;
+      others = lib.filter (one: one.node != self && !isThere one.key) (named ++ told);
     in
     lib.unique whole
     ++ map (one: one.text) (

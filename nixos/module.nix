@@ -450,6 +450,10 @@ in
             Put each into services.standfast.nodes.NAME.replicationKey, or the whole line there that `standfast standby add` prints on its node.'';
         }
         {
+          assertion = keys.malformed nodeKeys == [ ];
+          message = ''services.standfast.nodes.NAME.replicationKey is one public key, as "ssh-ed25519 AAAA...", without options: ${lib.concatStringsSep ", " (keys.malformed nodeKeys)}'';
+        }
+        {
           assertion = staticMeta == [ ];
           message = "services.nomad.settings.client.meta sets ${lib.concatStringsSep ", " staticMeta}: take it out, Standfast sets it while this node is primary";
         }
@@ -543,6 +547,7 @@ in
       systemd.tmpfiles.rules = [
         "d /etc/exports.d 0755 root root -"
         "d /etc/nfs.conf.d 0755 root root -"
+        "d /var/lib/nfs 0755 root root -"
       ]
       ++ map (path: "d ${path} 0750 root root -") (
         lib.filter (path: !isIn "/var/lib/standfast" path) (of state)

@@ -358,6 +358,9 @@ LAYER = "nfsServicesStandby.replicationKeys"
         (f'services.standfast.nodes.zippy.replicationKey = "{KEY}  root@elsewhere\\n";', None),
         (f"{LAYER} = [ ''no-pty,command=\"standfast receive\" {KEY} x'' ];",
          [f'no-pty,command="standfast receive" {KEY} x']),
+        (f"{LAYER} = [ ''restrict,command=\"standfast receive\" {KEY} x'' ]; "
+         f'services.standfast.nodes.zippy.replicationKey = "{KEY}";',
+         [f'restrict,command="standfast receive" {KEY} x']),
         (f'services.standfast.nodes.c1.replicationKey = "{KEY}";', []),
         (f'services.standfast.nodes.zippy = {{ address = lib.mkForce "zippy.lan"; '
          f'replicationKey = "{KEY}"; }};',
@@ -410,6 +413,7 @@ def test_a_key_that_is_named_twice_has_one_line(tmp_path: Path) -> None:
         ("c2", "services.standfast.volumes = lib.mkForce { };", "volumes is empty"),
         ("c2", 'services.standfast.tokenFile = lib.mkForce "/nix/store/x";', "outside the Nix"),
         ("c1", f'nfsServicesStandby.replicationKeys = [ "{KEY} root@nas" ];', "whose they are"),
+        ("c1", 'services.standfast.nodes.c1.replicationKey = "restrict ssh-rsa A";', "one public"),
         ("c1", 'services.nfs.server.exports = "/persist/services *(rw)";', "only Standfast may"),
         ("c1", 'services.nomad.settings.client.meta.storage_role = "primary";', "take it out"),
         ("c1", 'services.openssh.settings.PermitRootLogin = "no";', "forced-commands-only"),

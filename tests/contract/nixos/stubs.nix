@@ -84,11 +84,12 @@ rec {
               types.int
               types.float
               types.str
+              types.path
               (types.attrsOf value)
               (types.listOf value)
             ];
           in
-          types.attrsOf value;
+          value;
         generate = name: value: package name // { inherit value; };
       };
       runCommand = name: environment: script: package name // { inherit environment script; };

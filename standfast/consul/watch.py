@@ -41,14 +41,24 @@ PLACES = (
 )
 
 
+def _programs() -> Path | None:
+    """Returns where the program lies that runs: its first lines name it by its real path."""
+    program = Path(sys.argv[0])
+    return program.parent if program.is_absolute() else None
+
+
 def definitions(config: Config) -> list[Mapping[str, Any]]:
     """Returns the watches of the shipped definition, with this volume's names filled in."""
-    for place in PLACES:
+    programs = _programs()
+    # On NixOS the interpreter has a prefix of its own.
+    beside = [] if programs is None else [programs.parent / "share/standfast/watches"]
+    places = (*beside, *PLACES)
+    for place in places:
         path = place / "volume.json"
         if path.is_file():
             break
     else:
-        raise ConfigError(f"volume.json is in none of {', '.join(map(str, PLACES))}")
+        raise ConfigError(f"volume.json is in none of {', '.join(map(str, places))}")
     names = {"volume": config.volume, "service": config.service, "prefix": config.consul.prefix}
 
     def fill(value: Any) -> Any:
@@ -66,6 +76,16 @@ def argv(watch: Mapping[str, Any], address: str) -> list[str]:
     """Returns the `consul watch` command of one definition."""
     options = [f"-{key}={watch[key]}" for key in ("type", "service", "key") if key in watch]
     return ["consul", "watch", f"-http-addr={address}", "-shell=false", *options, *watch["handler"]]
+
+
+def with_own_handler(watch: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the same with its handler's path where that lies beside the program that runs: an
+    installation calls its own, whatever PATH has."""
+    name, *arguments = watch["handler"]
+    programs = _programs()
+    if programs is None or not (programs / name).is_file():
+        return watch
+    return {**watch, "handler": [str(programs / name), *arguments]}
 
 
 def addresses(config: Config) -> Sequence[str]:

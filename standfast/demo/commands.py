@@ -21,12 +21,16 @@ def run_module(name: str, *arguments: str) -> list[str]:
     return [sys.executable, "-I" if sys.flags.isolated else "-P", "-m", name, *arguments]
 
 
-def handler(name: str) -> str:
-    """The path of a deployed handler: installed beside the interpreter, or in a checkout.
+def handler(name: str, here: Path = Path(__file__)) -> str:
+    """The path of a deployed handler: installed with this module (`here`), or in a checkout.
 
     StandfastError when it is in neither place.
     """
-    places = (Path(sys.executable).parent, Path(__file__).resolve().parents[2] / "handlers")
+    module = here.resolve()
+    # Not beside the interpreter: on NixOS that has a prefix of its own, with wrappers in it.
+    prefixes = [path.parents[2] for path in module.parents if path.name == "site-packages"]
+    places = [prefix / "bin" for prefix in prefixes]
+    places += [module.parents[2] / "handlers", Path(sys.executable).parent]
     for place in places:
         if (place / name).is_file():
             return str(place / name)

@@ -28,6 +28,8 @@ from standfast.system.mountinfo import Mount, canonical, part_of
 
 ASK_S = 3.0
 MAX_NAMED = 5
+# Where mount(8) looks for mount.nfs4, whatever PATH says; the first two on NixOS.
+HELPERS = "/run/wrappers/bin:/run/current-system/sw/bin:/usr/sbin:/sbin:/usr/bin:/bin"
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +252,7 @@ def facts_here(config: Config) -> Facts:
         others=_earlier(mounts.namespaces(), observed, config),
         old_users=tuple(use for use in processes.holders(gone)),
         hanging=tuple(processes.hanging()),
-        has_helper=shutil.which("mount.nfs4", path="/usr/sbin:/sbin:/usr/bin:/bin") is not None,
+        has_helper=shutil.which("mount.nfs4", path=HELPERS) is not None,
     )
 
 

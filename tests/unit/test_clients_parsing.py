@@ -20,7 +20,7 @@ from standfast.clients.ports import Namespace, Use
 from standfast.clients.units import nfs_source, unit_files, unit_name
 from standfast.config.client import Client
 from standfast.config.example import example
-from standfast.doctor.client_checks import Facts, examine
+from standfast.doctor.client_checks import HELPERS, Facts, examine
 from standfast.errors import StandfastError
 from standfast.mounts.mounts import KernelMounts
 from standfast.mounts.processes import ProcProcesses, unit_of
@@ -513,3 +513,7 @@ def test_doctor_names_cause_evidence_and_fix(
     bad = {finding.check: finding for finding in examine(told, CONFIG) if not finding.ok}
     assert evidence in bad[check].evidence
     assert fix in bad[check].fix
+
+
+def test_doctor_looks_for_the_mount_helper_where_mount_does_on_nixos_as_well() -> None:
+    assert {"/run/current-system/sw/bin", "/sbin", "/usr/sbin"} <= set(HELPERS.split(":"))

@@ -84,6 +84,25 @@ def test_every_deployed_handler_is_found() -> None:
         handler("no-such-handler")
 
 
+def test_the_handler_is_that_of_the_installation_and_no_wrapper_of_the_interpreters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As nixpkgs has it: the interpreter sees the installation by links, and wraps its programs."""
+    name = "data-services-changed"
+    for place in ("library/bin", "environment/bin"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / name).touch()
+    packages = "lib/python3.13/site-packages"
+    module = tmp_path / "library" / packages / "standfast/demo/commands.py"
+    module.parent.mkdir(parents=True)
+    module.touch()
+    (tmp_path / "environment" / packages).parent.mkdir(parents=True)
+    (tmp_path / "environment" / packages).symlink_to(tmp_path / "library" / packages)
+    monkeypatch.setattr("sys.executable", str(tmp_path / "environment/bin/python"))
+    seen = tmp_path / "environment" / packages / "standfast/demo/commands.py"
+    assert handler(name, seen) == str(tmp_path / "library/bin" / name)
+
+
 # The stand-in server
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from standfast.config.consul import ConsulAccess
-from standfast.consul.watch import Vantage, addresses
+from standfast.consul.watch import Vantage, addresses, definitions, with_own_handler
 from standfast.system.environment import TAKEN
 from tests.support.configs import config_of
 
@@ -87,3 +87,41 @@ def test_the_watch_asks_with_the_scheme_that_the_gateway_uses(
         monkeypatch.setitem(TAKEN, "CONSUL_HTTP_ADDR", told)
         access = ConsulAccess()
     assert list(addresses(config_of("a", node="a", consul=access))) == [asked]
+
+
+HANDLER = {"type": "key", "handler": ["storage-role-changed", "--volume", "v"]}
+
+
+def test_a_watch_calls_the_handler_of_its_own_installation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "storage-role-changed"
+    own.touch()
+    monkeypatch.setattr("sys.argv", [str(tmp_path / "standfast"), "watch", "v"])
+    assert with_own_handler(HANDLER)["handler"] == [str(own), "--volume", "v"]
+    own.unlink()
+    assert with_own_handler(HANDLER) == HANDLER
+
+
+def test_a_watch_takes_nothing_of_the_directory_that_it_is_called_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`python -c`, say, has no path of a program."""
+    (tmp_path / "storage-role-changed").touch()
+    planted = tmp_path / "share/standfast/watches/volume.json"
+    planted.parent.mkdir(parents=True)
+    planted.write_text('{"watches": []}')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["-c", "watch", "v"])
+    assert with_own_handler(HANDLER) == HANDLER
+    assert definitions(config_of()) != []
+
+
+def test_the_definitions_of_the_own_installation_come_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "share/standfast/watches/volume.json"
+    own.parent.mkdir(parents=True)
+    own.write_text('{"watches": [{"key": "{prefix}/{volume}"}]}')
+    monkeypatch.setattr("sys.argv", [str(tmp_path / "bin/standfast"), "watch", "v"])
+    assert definitions(config_of()) == [{"key": "standfast/data-services"}]

@@ -1,0 +1,5 @@
+# In place of the runbook's file of this name. The role is no configuration: this is what
+# nfs-services-standby.nix is, and swapping the two changes nothing.
+{
+  imports = [ ./nfs-services.nix ];
+}

@@ -1,0 +1,4 @@
+{
+  imports = [ ./common.nix ];
+  networking.hostName = "c3";
+}

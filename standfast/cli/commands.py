@@ -329,11 +329,12 @@ COMMANDS: tuple[Command, ...] = (
             Argument(
                 "--keep", "keep the directory with the disks, configurations and logs of the nodes"
             ),
-            Argument("--stay", "leave them running, with their status pages and a prompt"),
+            Argument(
+                "--stay",
+                "let the nodes run until Ctrl-D instead, with status pages and a prompt to kill, "
+                "freeze and cut off nodes (docs/demo.md)",
+            ),
         ),
-        "With --stay the prompt's commands kill, freeze and cut off nodes, and each node has a "
-        "program that runs any other command on it; lines may also come from a file or a pipe. "
-        "Ctrl-D ends it. Nothing is left afterwards in either case.",
     ),
     Command(
         "agent",

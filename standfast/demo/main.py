@@ -73,7 +73,8 @@ def stay(source: TextIO, out: TextIO, *, keep: bool = False) -> int:
     def act() -> tuple[int, list[str]]:
         session = Session(cluster)
         session.begin()
-        with _handling({signal.SIGINT: signal.default_int_handler}):
+        # Of a script Ctrl-C ends everything.
+        with _handling({signal.SIGINT: signal.default_int_handler} if interactive else {}):
             failed = session.prompt(source, interactive=interactive)
         last_look(cluster)
         return int(failed), held(cluster)

@@ -45,6 +45,14 @@ exec {command} "$@"
 """
 
 
+class AgentEnded(StandfastError):
+    """By itself, or by somebody's hand; nobody starts it again, as there is no systemd."""
+
+    def __init__(self, node: str, text: str) -> None:
+        super().__init__(text)
+        self.node = node
+
+
 @dataclass(frozen=True, slots=True)
 class Pace:
     """How much goes on in the cluster."""
@@ -53,11 +61,13 @@ class Pace:
     """replication.interval: a snapshot may be shared by cycles for half of it."""
     line_s: float = 0.04
     """Between two lines of the client."""
+    keep_last: int = 24
+    """Snapshots, which are copies here."""
 
 
 LIVELY = Pace()
 # For hours: the client's file grows, and each cycle starts processes.
-LASTING = Pace(interval_s=3.0, line_s=0.2)
+LASTING = Pace(interval_s=3.0, line_s=0.2, keep_last=6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +96,8 @@ def config_text(
             "lease": asdict(FAST_PROFILE),
             "consul": {"addresses": [me.consul]},
             "nfs": {"port": port},
+            "retention_own": {"keep_last": pace.keep_last},
+            "retention_published": {"keep_last": pace.keep_last},
             "replication": {"interval": pace.interval_s, "timeout": 60.0, "command": reach},
         }
     )
@@ -267,13 +279,12 @@ class Node:
             return tuple(w for w, pid in self._frozen.items() if carries(pid, environment))
 
     def check_agent(self) -> None:
-        """StandfastError when the agent ended by itself."""
+        """AgentEnded when it did."""
         agent = self._services.get("agent")
         if self.is_on and agent is not None and agent.poll() is not None:
             said = last_words(log_dir(self.config) / "agent.log")
-            raise StandfastError(
-                f"the agent of {self.name} ended with status {agent.returncode}: {said}"
-            )
+            text = f"the agent of {self.name} ended with status {agent.returncode}: {said}"
+            raise AgentEnded(self.name, text)
 
     # What runs on it
 

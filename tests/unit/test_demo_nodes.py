@@ -21,7 +21,7 @@ from standfast.demo.cluster import Cluster
 from standfast.demo.consul.server import EmbeddedConsul
 from standfast.demo.invariants import Broken
 from standfast.demo.ledger import Ledger, Line, line_text
-from standfast.demo.nodes import Node, Place, config_text
+from standfast.demo.nodes import AgentEnded, Node, Place, config_text
 from standfast.demo.processes import carries, send_signal
 from standfast.demo.screen import Screen
 from standfast.demo.stand_ins.embedded import lease_pid_file
@@ -192,3 +192,5 @@ def test_what_is_found_broken_is_told_once(monkeypatch: pytest.MonkeyPatch) -> N
     scene.broken = Broken("one owner per epoch", "two")
     assert scene.told() == ["! INVARIANT BROKEN: one owner per epoch: two"]
     assert scene.told() == []
+    scene.broken = AgentEnded("c1", "the agent of c1 ended with status -9: killed")
+    assert scene.told() == [f"! {scene.broken}; `start c1` starts it again"]

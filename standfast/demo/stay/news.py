@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 from standfast.demo.cluster import Cluster
+from standfast.demo.nodes import AgentEnded
 from standfast.errors import StandfastError
 from standfast.system.clock import monotonic
 
@@ -25,10 +26,15 @@ class News:
         self._tell_of_the_client()
         try:
             self._cluster.check()
+        except AgentEnded as ended:
+            self._say_once(f"{ended}; `start {ended.node}` starts it again")
         except StandfastError as error:
-            if str(error) not in self._told:
-                self._told.add(str(error))
-                self._cluster.screen.say(str(error), mark="!")
+            self._say_once(str(error))
+
+    def _say_once(self, text: str) -> None:
+        if text not in self._told:
+            self._told.add(text)
+            self._cluster.screen.say(text, mark="!")
 
     def _tell_of_the_client(self) -> None:
         before, last = self._last, self._cluster.ledger.last()

@@ -111,7 +111,7 @@ class Session:
         self._until(f"{name} knows its role", f"status {name}", lambda: self._is_settled(node))
 
     def _freeze(self, asked: Asked) -> None:
-        node, what = self._chosen(asked, self._primary), asked.words["lease"]
+        node, what = self._on(self._chosen(asked, self._primary)), asked.words["lease"]
         pid = node.freeze(what)
         self._say(f"SIGSTOP to the process `{what}` of {node.name} (pid {pid})", mark="!")
 
@@ -128,18 +128,19 @@ class Session:
             self._cluster.consul.set_quorum(False)
             self._say("Consul has no quorum: it answers nobody", mark="!")
             return
-        node = self._chosen(asked, self._primary)
-        if not node.is_on or node.is_cut_off:
-            raise UsageError(f"{node.name} is {'cut' if node.is_on else ''} off already")
+        node = self._on(self._chosen(asked, self._primary))
+        if node.is_cut_off:
+            raise UsageError(f"{node.name} is cut off already: `heal`")
         node.cut_off()
         self._say(f"{node.name} reaches no Consul, and gossip calls it dead soon", mark="!")
 
     def _heal(self, asked: Asked) -> None:
-        consul = self._cluster.consul
+        consul, everybody = self._cluster.consul, NODE not in asked.words
         cut = [node for node in self._all_or(asked) if node.is_on and node.is_cut_off]
-        if not cut and consul.has_quorum():
+        if not cut and not (everybody and not consul.has_quorum()):
             raise UsageError("nothing is cut off there: `cut consul`")
-        consul.set_quorum(True)
+        if everybody:
+            consul.set_quorum(True)
         for node in cut:
             node.reconnect()
         self._say(f"Consul answers {', '.join(node.name for node in cut) or 'everybody'} again")
@@ -179,9 +180,7 @@ class Session:
     # `standfast`
 
     def _run(self, node: Node, *words: str) -> None:
-        if not node.is_on:
-            raise UsageError(f"{node.name} is off: `start {node.name}`")
-        status = self._cluster.command(node, *words)
+        status = self._cluster.command(self._on(node), *words)
         if status != 0:
             raise StandfastError(
                 f"`standfast {words[0]}` on {node.name} ended with status {status}"
@@ -227,7 +226,7 @@ class Session:
         cluster.screen.raw("\n".join(lines))
 
     def _page(self, _: Asked) -> None:
-        self._cluster.screen.raw(self._pages())
+        self._cluster.screen.raw(self._pages() or "  every node is off: `start zippy`")
 
     def _help(self, asked: Asked) -> None:
         self._cluster.screen.raw(help_text(asked.words.get(COMMAND)))
@@ -250,6 +249,11 @@ class Session:
 
     def _chosen(self, asked: Asked, otherwise: Callable[[], Node]) -> Node:
         return self._named(asked) if NODE in asked.words else otherwise()
+
+    def _on(self, node: Node) -> Node:
+        if not node.is_on:
+            raise UsageError(f"{node.name} is off: `start {node.name}`")
+        return node
 
     def _all_or(self, asked: Asked) -> Sequence[Node]:
         return [self._named(asked)] if NODE in asked.words else [*self._cluster.nodes.values()]

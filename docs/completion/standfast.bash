@@ -43,7 +43,7 @@ _shtab_standfast_config_check_option_strings=(-h --help --volume --json)
 _shtab_standfast_config_example_option_strings=(-h --help --volume)
 _shtab_standfast_config_option_strings=(-h --help)
 _shtab_standfast_completion_option_strings=(-h --help)
-_shtab_standfast_demo_option_strings=(-h --help --keep)
+_shtab_standfast_demo_option_strings=(-h --help --keep --stay)
 _shtab_standfast_option_strings=(-h --help --version)
 
 _shtab_standfast_status___volume_COMPGEN=_standfast_volumes
@@ -239,6 +239,7 @@ _shtab_standfast_completion___help_nargs=0
 _shtab_standfast_demo__h_nargs=0
 _shtab_standfast_demo___help_nargs=0
 _shtab_standfast_demo___keep_nargs=0
+_shtab_standfast_demo___stay_nargs=0
 _shtab_standfast_pos_0_nargs=A...
 _shtab_standfast__h_nargs=0
 _shtab_standfast___help_nargs=0

@@ -270,3 +270,4 @@ complete -c standfast -n '_shtab_standfast_using completion; and test $_shtab_st
 complete -c standfast -n '_shtab_standfast_using; and test $_shtab_standfast_npos -eq 0' -a demo -d 'Run three nodes on this machine, with a failover and a failback, without root'
 complete -c standfast -n '_shtab_standfast_using demo' -s h -l help -d 'show this help message and exit'
 complete -c standfast -n '_shtab_standfast_using demo' -l keep -d 'keep the directory with the disks, configurations and logs of the nodes'
+complete -c standfast -n '_shtab_standfast_using demo' -l stay -d 'let the nodes run until Ctrl-D instead, with status pages and a prompt to kill, freeze and cut off nodes (docs/demo.md)'

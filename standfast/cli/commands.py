@@ -369,6 +369,11 @@ COMMANDS: tuple[Command, ...] = (
             Argument(
                 "--keep", "keep the directory with the disks, configurations and logs of the nodes"
             ),
+            Argument(
+                "--stay",
+                "let the nodes run until Ctrl-D instead, with status pages and a prompt to kill, "
+                "freeze and cut off nodes (docs/demo.md)",
+            ),
         ),
     ),
     *OF_UNITS,

@@ -5,6 +5,8 @@ Invariant: nothing outlives `close`: neither a process nor, unless it is to be k
 
 from __future__ import annotations
 
+import contextlib
+import shlex
 import shutil
 import socket
 import tempfile
@@ -18,8 +20,8 @@ from standfast.consul.records import HistoryEntry, Leader, StandbyRecord
 from standfast.consul.volume_keys import read_volume
 from standfast.demo.consul.server import EmbeddedConsul
 from standfast.demo.invariants import Invariants
-from standfast.demo.ledger import Client, Every, Ledger, poll
-from standfast.demo.nodes import INTERVAL_S, Node, Place
+from standfast.demo.ledger import Client, Every, Ledger, Line, poll
+from standfast.demo.nodes import LIVELY, Node, Pace, Place, config_text
 from standfast.demo.screen import NodeRow, Screen
 from standfast.demo.watches import Watches
 from standfast.errors import StandfastError, TimedOut
@@ -28,6 +30,8 @@ from standfast.system.clock import Deadline, monotonic, sleep
 from standfast.system.lines import lines_of
 
 ADDRESSES = {"zippy": "127.0.0.1", "c1": "127.0.0.2", "c2": "127.0.0.3"}
+# The client's machine has a Consul agent, too; by it the cluster is looked at.
+CLIENT, CLIENT_ADDRESS = "client", "127.0.0.4"
 # Gossip takes a node for dead when nothing was heard of it for so long, seconds.
 GOSSIP_S = 2.5
 FILES = {"README": "the volume of the demo\n", "settings.ini": "[mysql]\ndata = here\n"}
@@ -52,7 +56,9 @@ def free_port(addresses: tuple[str, ...]) -> int:
 class Cluster:
     """Use as a context manager."""
 
-    def __init__(self, screen: Screen, started: float, *, keep: bool = False) -> None:
+    def __init__(
+        self, screen: Screen, started: float, *, keep: bool = False, pace: Pace = LIVELY
+    ) -> None:
         self.screen = screen
         self.invariants = Invariants(started=started)
         self.ledger = Ledger()
@@ -61,6 +67,7 @@ class Cluster:
         """Standby -> (monotonic s before which what was acknowledged is there, snapshot)."""
         self.cycles = 0
         self._keep = keep
+        self._pace = pace
         self._serving: dict[str, int | None] = {}
         self.consul = EmbeddedConsul(alive_timeout_s=GOSSIP_S)
         self.nodes: dict[str, Node] = {}
@@ -70,34 +77,41 @@ class Cluster:
             self.consul.close()
             shutil.rmtree(self.base, ignore_errors=True)
             raise
-        config = self["c2"].config
-        self.gateway = ConsulGateway(
-            [self.consul.address(name) for name in ("c2", "c1")], timeout_s=1.0
+        self.config = self["c2"].config
+        """What is the same on all nodes."""
+        self.gateway = ConsulGateway([self.consul.address(CLIENT)], timeout_s=1.0)
+        self.client = Client(
+            self.gateway, self.config.service, self.ledger, self.invariants, pace.line_s
         )
-        self.client = Client(self.gateway, config.service, self.ledger, self.invariants)
-        self.watches = Watches(self.consul, config, self.nodes, screen)
-        self._eyes = (
+        self.watches = Watches(self.consul, self.config, self.nodes, screen)
+        self.timers = [
+            Every(LIVELY.interval_s, f"timer {name}", partial(self._replicate, name))
+            for name in ADDRESSES
+        ]
+        """At the pace of the beginning, until `settle_down`."""
+        self._eyes = [
             Every(0.4, "gossip", self._gossip),
             Every(0.1, "ports", self._look_at_ports),
             Every(0.2, "keys", self._look_at_keys),
             Every(0.5, "trees", self._look_at_trees),
             Every(0.4, "view", self._show),
-            *(
-                Every(INTERVAL_S, f"timer {name}", partial(self._replicate, name))
-                for name in ADDRESSES
-            ),
-        )
+            *self.timers,
+            *self.watches.eyes,
+        ]
 
     def _make_nodes(self) -> dict[str, Node]:
         port = free_port(tuple(ADDRESSES.values()))
+        self.consul.add_agent(CLIENT, CLIENT_ADDRESS)
         places = []
         for name, address in ADDRESSES.items():
             self.consul.add_agent(name, address)
             # With its scheme: the user's own CONSUL_CACERT must not turn it into https.
             places.append(Place(name, address, f"http://{self.consul.address(name)}"))
-        return {
-            place.name: Node.make(place, places, self.base, port, self.consul) for place in places
-        }
+        nodes = {}
+        for place in places:
+            text = config_text(place, places, self.base, port, self._pace)
+            nodes[place.name] = Node.make(place, self.base / place.name, text, self.consul)
+        return nodes
 
     def __getitem__(self, name: str) -> Node:
         return self.nodes[name]
@@ -114,30 +128,41 @@ class Cluster:
         for node in self.nodes.values():
             node.boot()
             node.start_agent()
-        for eye in (*self._eyes, *self.watches.eyes):
+        for eye in self._eyes:
             eye.start()
+
+    def settle_down(self) -> None:
+        """Everybody has something now: from here on replication keeps its interval."""
+        for timer in self.timers:
+            timer.seconds = self._pace.interval_s
+
+    def look(self, eye: Every) -> None:
+        """One more eye, that ends with the others."""
+        self._eyes.append(eye)
+        eye.start()
 
     def close(self) -> None:
         """Ends every process and thread, by pid; the directory goes unless it is to be kept."""
-        for thread in self._threads():
-            thread.stop()
-        for node in self.nodes.values():
-            node.end()
-        for thread in self._threads():
-            thread.join()
-        self.screen.close()
-        self.consul.close()
-        if not self._keep:
-            shutil.rmtree(self.base, ignore_errors=True)
+        with contextlib.ExitStack() as last:  # from below; each whatever becomes of the others
+            if not self._keep:
+                last.callback(shutil.rmtree, self.base, ignore_errors=True)
+            last.callback(self.consul.close)
+            for thread in self._threads():
+                last.callback(thread.join)
+            for node in self.nodes.values():
+                last.callback(node.cut_power)
+            last.callback(self.screen.close)
+            for thread in self._threads():
+                last.callback(thread.stop)
 
     def _threads(self) -> tuple[Every, ...]:
-        return (*self._eyes, *self.watches.eyes, self.client)
+        return (*self._eyes, self.client)
 
     # The eyes
 
     def _gossip(self) -> None:
         for node in self.nodes.values():
-            if node.is_on:
+            if node.is_on and not node.is_cut_off:
                 self.consul.node_alive(node.name)
 
     def _look_at_ports(self) -> None:
@@ -146,9 +171,8 @@ class Cluster:
             self._serving[node.name] = poll(node.name, place.address, port, self.invariants)
 
     def _look_at_keys(self) -> None:
-        config = self["c2"].config
-        entries = read_volume(self.gateway, config)
-        view = assemble(config, entries, LastHeartbeat(None, 0, 0.0))
+        entries = read_volume(self.gateway, self.config)
+        view = assemble(self.config, entries, LastHeartbeat(None, 0, 0.0))
         self.invariants.consul(view.epoch, view.leader, view.history.values())
 
     def _look_at_trees(self) -> None:
@@ -171,6 +195,11 @@ class Cluster:
                 node.is_on,
                 self._serving.get(node.name),
                 node.status(),
+                node.has_answered,
+                (
+                    *(f"{what} frozen" for what in node.frozen()),
+                    *(["cut off"] if node.is_cut_off else []),
+                ),
             )
             for node in self.nodes.values()
         ]
@@ -189,7 +218,7 @@ class Cluster:
         if primary is None or standby == primary.name or not self[standby].is_on:
             return
         # A cycle may share a snapshot that is half an interval old.
-        covered = monotonic() - INTERVAL_S / 2
+        covered = monotonic() - self._pace.interval_s / 2
         if primary.standfast("replicate", standby).returncode == 0:
             self.note_replicated(standby, covered)
 
@@ -205,12 +234,12 @@ class Cluster:
     # What is known
 
     def leader(self) -> Leader | None:
-        key = self["c2"].config.key("leader")
+        key = self.config.key("leader")
         entry = self.gateway.get(key)
         return None if entry is None else Leader.parse(entry.value, key)
 
     def record(self, standby: str) -> StandbyRecord | None:
-        key = self["c2"].config.key(f"standbys/{standby}")
+        key = self.config.key(f"standbys/{standby}")
         entry = self.gateway.get(key)
         return None if entry is None else StandbyRecord.parse(entry.value, key)
 
@@ -224,6 +253,20 @@ class Cluster:
             if epoch is not None:
                 return self[name]
         return None
+
+    def covered(self, standby: str) -> tuple[Line, ...]:
+        """Lines that were acknowledged before a snapshot that this standby acknowledged."""
+        known = self.replicated.get(standby)
+        return () if known is None else self.ledger.before(known[0])
+
+    def command(self, node: Node, *words: str) -> int:
+        """An operator's command; it is shown with what it says, paths as that node has them.
+        Returns its exit status."""
+        self.screen.say(f"{node.name}# standfast {shlex.join(words)}")
+        disk = str(node.root)
+        return node.standfast(
+            *words, progress=lambda line: self.screen.say(line.replace(disk, ""), mark="|")
+        ).returncode
 
     def wait_for(self, what: str, limit_s: float, happened: Callable[[], bool]) -> float:
         """The seconds until it happened; TimedOut, Broken, or what a thread died of."""

@@ -23,7 +23,6 @@ from standfast.system.clock import Deadline, monotonic
 FILE = "journal"
 LINE_BYTES = 32
 CALL_S = 1.0
-PAUSE_S = 0.04
 RETRY_S = 0.05
 
 
@@ -94,7 +93,7 @@ class Every:
     """A thread that does something again and again until the block ends."""
 
     def __init__(self, seconds: float, name: str, work: Callable[[], None]) -> None:
-        self._seconds = seconds
+        self.seconds = seconds
         self._work = work
         self._stop = threading.Event()
         self.trouble: str | None = None
@@ -115,7 +114,7 @@ class Every:
             self._thread.join()
 
     def _run(self) -> None:
-        while not self._stop.wait(self._seconds):
+        while not self._stop.wait(self.seconds):
             try:
                 self._work()
             except StandfastError as error:
@@ -133,8 +132,14 @@ class Client(Every):
     """
 
     def __init__(
-        self, consul: ConsulGateway, service: str, ledger: Ledger, invariants: Invariants
+        self,
+        consul: ConsulGateway,
+        service: str,
+        ledger: Ledger,
+        invariants: Invariants,
+        pause_s: float,
     ) -> None:
+        self._pause_s = pause_s
         self._consul = consul
         self._service = service
         self._ledger = ledger
@@ -152,7 +157,7 @@ class Client(Every):
         node, address, port = self._find()
         with Session(address, port, Deadline.after(CALL_S)) as session:
             fsid = session.mount(Deadline.after(CALL_S))
-            while not self._stop.wait(PAUSE_S):
+            while not self._stop.wait(self._pause_s):
                 self._write_one(session, fsid, node)
                 self.trouble = None
 

@@ -6,9 +6,8 @@ a reboot would (its run directory); its disk stays as it is. While it is off not
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
+import shlex
 import shutil
 import signal
 import threading
@@ -23,16 +22,52 @@ from standfast.config.load import load
 from standfast.config.model import FAST_PROFILE, Config
 from standfast.demo.commands import STANDFAST, command, handler
 from standfast.demo.consul.server import EmbeddedConsul
+from standfast.demo.processes import carries, kill_processes, send_signal
 from standfast.demo.stand_ins.directory import initialise, load_info
-from standfast.demo.stand_ins.embedded import last_words, log_dir
+from standfast.demo.stand_ins.embedded import last_words, lease_pid_file, log_dir, read_pid
 from standfast.errors import StandfastError, TimedOut
 from standfast.system.clock import Deadline, sleep
 from standfast.system.local_socket import ask
 from standfast.system.run import Child, Completed, kill_group, run, start_detached
 
 VOLUME = "data-services"
-INTERVAL_S = 1.5
-"""replication.interval: a snapshot may be shared by cycles for half of it."""
+# Nobody waits a minute, or ten, for what can be shown in seconds; 0: as often as you like.
+PATIENCE = {"failover_after": 15.0, "surrender_after": 15.0, "failover_cooldown": 0.0}
+FREEZABLE = ("lease", "agent")
+PROGRAM = """#!/bin/sh
+# `standfast` on {name} of the demo: whatever this starts ends with the node.
+if ! [ -d {etc} ]; then
+  echo '{name} is off: `start {name}` at the prompt of the demo' >&2
+  exit 3
+fi
+export {environment}
+exec {command} "$@"
+"""
+
+
+class AgentEnded(StandfastError):
+    """By itself, or by somebody's hand; nobody starts it again, as there is no systemd."""
+
+    def __init__(self, node: str, text: str) -> None:
+        super().__init__(text)
+        self.node = node
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How much goes on in the cluster."""
+
+    interval_s: float = 1.5
+    """replication.interval: a snapshot may be shared by cycles for half of it."""
+    line_s: float = 0.04
+    """Between two lines of the client."""
+    keep_last: int = 24
+    """Snapshots, which are copies here."""
+
+
+LIVELY = Pace()
+# For hours: the client's file grows, and each cycle starts processes.
+LASTING = Pace(interval_s=3.0, line_s=0.2, keep_last=6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,22 +80,25 @@ class Place:
     """`HOST:PORT` of its Consul agent."""
 
 
-def config_text(me: Place, places: Sequence[Place], root: Path, port: int) -> str:
+def config_text(
+    me: Place, places: Sequence[Place], root: Path, port: int, pace: Pace = LIVELY
+) -> str:
     """The node's data-services.toml."""
     disk = root / me.name
     receive = command(STANDFAST, "receive", "{volume}", "--from", me.name)
     reach = ["env", f"STANDFAST_CONFIG_DIR={root}/{{node}}/etc", *receive]
-    others = [place.consul for place in places if place != me]
     return as_toml(
         {
-            "": {"cluster": "demo", "node": me.name, "preferred": places[0].name},
+            "": {"cluster": "demo", "node": me.name, "preferred": places[0].name, **PATIENCE},
             **{f"nodes.{place.name}": {"address": place.address} for place in places},
             "paths": paths_on(disk),
             "hooks": {"dir": f"{disk}/hooks.d"},  # this machine's hooks are none of the demo's
             "lease": asdict(FAST_PROFILE),
-            "consul": {"addresses": [me.consul, *others]},
+            "consul": {"addresses": [me.consul]},
             "nfs": {"port": port},
-            "replication": {"interval": INTERVAL_S, "timeout": 60.0, "command": reach},
+            "retention_own": {"keep_last": pace.keep_last},
+            "retention_published": {"keep_last": pace.keep_last},
+            "replication": {"interval": pace.interval_s, "timeout": 60.0, "command": reach},
         }
     )
 
@@ -96,29 +134,45 @@ class Node:
     consul: EmbeddedConsul
     config: Config
     is_on: bool = False
-    _agent: Child | None = None
+    is_cut_off: bool = False
+    """From Consul, and from gossip with it."""
+    has_answered: bool = False
+    """Its agent, since it was booted."""
+    _services: dict[str, Child] = field(default_factory=dict)
+    """What runs until the power is cut."""
     _children: set[Child] = field(default_factory=set)
+    _frozen: dict[str, int] = field(default_factory=dict)
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     @classmethod
-    def make(
-        cls, place: Place, places: Sequence[Place], base: Path, port: int, consul: EmbeddedConsul
-    ) -> Node:
-        """Its disk and configuration; everything is still off."""
-        root = base / place.name
+    def make(cls, place: Place, root: Path, text: str, consul: EmbeddedConsul) -> Node:
+        """Its disk, with this configuration; everything is still off."""
         for name in ("etc.off", "persist/services-standby", "data", "var"):
             (root / name).mkdir(parents=True)
         path = root / "etc.off" / f"{VOLUME}.toml"
-        path.write_text(config_text(place, places, base, port))
-        return cls(place, root, consul, load(path))
+        path.write_text(text)
+        node = cls(place, root, consul, load(path))
+        node.program.write_text(node.program_text())
+        node.program.chmod(0o755)
+        return node
 
     @property
     def name(self) -> str:
         return self.place.name
 
     @property
-    def log(self) -> Path:
-        return log_dir(self.config) / "agent.log"
+    def program(self) -> Path:
+        """Runs `standfast` on this node, from any terminal."""
+        return self.root / STANDFAST
+
+    def program_text(self) -> str:
+        environment = [f"{name}={shlex.quote(to)}" for name, to in self.environment().items()]
+        return PROGRAM.format(
+            name=self.name,
+            etc=shlex.quote(str(self.root / "etc")),
+            environment=" ".join(environment),
+            command=shlex.join(command(STANDFAST)),
+        )
 
     def environment(self) -> dict[str, str]:
         return {
@@ -138,12 +192,26 @@ class Node:
     def boot(self) -> None:
         """The machine and its Consul agent; `start_agent` starts what is ours."""
         with self._lock:
-            (self.root / "etc.off").rename(self.root / "etc")
+            off = self.root / "etc.off"
+            if off.exists():
+                off.rename(self.root / "etc")
+            self.reconnect()
             self.is_on = True
 
     def start_agent(self) -> None:
+        self._serve("agent", VOLUME)
+
+    def start_exporter(self, port: int) -> None:
+        """Its status page is at the node's address and this port."""
+        self._serve("exporter", "--listen", f"{self.place.address}:{port}")
+
+    def _serve(self, name: str, *arguments: str) -> None:
+        """Starts a service; nothing while it runs."""
         with self._lock:
-            self._agent = self._start(["agent", VOLUME], self.log)
+            running = self._services.get(name)
+            if running is None or running.poll() is not None:
+                log = log_dir(self.config) / f"{name}.log"
+                self._services[name] = self._start([name, *arguments], log)
 
     def _start(self, arguments: Sequence[str], log: Path) -> Child:
         op = f"{arguments[0]}:{self.name}"
@@ -151,33 +219,72 @@ class Node:
         return start_detached(argv, op=op, log_file=log, env=self.environment())
 
     def cut_power(self) -> tuple[int, ...]:
-        """Kills all of it; returns the pids that were killed."""
+        """Kills all of it; returns the pids that were killed. One that was cut short is finished
+        by the next."""
         with self._lock:
-            self.is_on = False
+            self.is_on = self.has_answered = False
             pids = kill_processes(self.environment())
             self.consul.stop_agent(self.name)
-            for child in (*self._children, *([self._agent] if self._agent else [])):
+            for child in (*self._children, *self._services.values()):
                 kill_group(child)
-            self._agent = None
-            (self.root / "etc").rename(self.root / "etc.off")
+            self._services.clear()
+            self._frozen.clear()
+            etc = self.root / "etc"
+            if etc.exists():
+                etc.rename(self.root / "etc.off")
             shutil.rmtree(self.config.paths.run, ignore_errors=True)
             self.config.paths.bind.unlink(missing_ok=True)
         return pids
 
-    def end(self) -> None:
-        """Cleans up, whatever state it is in."""
+    # Faults
+
+    def cut_off(self) -> None:
+        """From Consul and its gossip, until `reconnect`."""
         with self._lock:
-            if self.is_on:
-                self.cut_power()
+            self.is_cut_off = True
+            self.consul.stop_agent(self.name)
+
+    def reconnect(self) -> None:
+        with self._lock:
+            self.consul.start_agent(self.name)
+            self.is_cut_off = False
+
+    def freeze(self, what: str) -> int:
+        """Stops the process `what` of FREEZABLE; returns its pid. StandfastError without one."""
+        with self._lock:
+            if what == "agent":
+                agent = self._services.get("agent")
+                pid = None if agent is None else agent.pid
+            else:
+                pid = read_pid(lease_pid_file(self.config))
+            if pid is None or not send_signal(pid, signal.SIGSTOP, self.environment()):
+                raise StandfastError(f"no process `{what}` runs on {self.name}")
+            self._frozen[what] = pid
+            return pid
+
+    def thaw(self) -> tuple[str, ...]:
+        """What goes on again."""
+        with self._lock:
+            frozen, self._frozen = self._frozen, {}
+            return tuple(
+                what
+                for what, pid in frozen.items()
+                if send_signal(pid, signal.SIGCONT, self.environment())
+            )
+
+    def frozen(self) -> tuple[str, ...]:
+        """The processes that were frozen and still are: a frozen one may have been killed."""
+        environment = self.environment()
+        with self._lock:
+            return tuple(w for w, pid in self._frozen.items() if carries(pid, environment))
 
     def check_agent(self) -> None:
-        """StandfastError when the agent ended by itself."""
-        agent = self._agent
+        """AgentEnded when it did."""
+        agent = self._services.get("agent")
         if self.is_on and agent is not None and agent.poll() is not None:
-            raise StandfastError(
-                f"the agent of {self.name} ended with status {agent.returncode}: "
-                f"{last_words(self.log)}"
-            )
+            said = last_words(log_dir(self.config) / "agent.log")
+            text = f"the agent of {self.name} ended with status {agent.returncode}: {said}"
+            raise AgentEnded(self.name, text)
 
     # What runs on it
 
@@ -232,6 +339,7 @@ class Node:
             reply = ask(path, {"v": 1, "command": "status"}, Deadline.after(1.0))
         except StandfastError:
             return None
+        self.has_answered = True
         status = reply.get("status")
         return status if isinstance(status, dict) else None
 
@@ -262,42 +370,3 @@ def _tell(log: Path, told: int, progress: Callable[[str], None] | None) -> int:
     for line in lines:
         progress(line)
     return len(lines)
-
-
-def kill_processes(environment: Mapping[str, str]) -> tuple[int, ...]:
-    """Kills every process that was started with this environment, and what those start meanwhile.
-
-    A node's environment names its own directory, so nobody else's process has it. TimedOut.
-    """
-    wanted = {f"{name}={value}".encode() for name, value in environment.items()}
-    killed: list[int] = []
-    deadline = Deadline.after(5.0)
-    while pids := [pid for pid in _own_pids() if _carries(pid, wanted)]:
-        deadline.check(f"the death of processes {pids}")
-        for pid in pids:
-            _kill(pid, wanted)
-        killed += [pid for pid in pids if pid not in killed]
-        sleep(0.01)
-    return tuple(killed)
-
-
-def _own_pids() -> list[int]:
-    return [int(entry) for entry in os.listdir("/proc") if entry.isdecimal()]  # noqa: PTH208
-
-
-def _carries(pid: int, wanted: set[bytes]) -> bool:
-    """Whether the process has these variables; not when it is dead, or another user's."""
-    try:
-        return wanted <= set(Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"))
-    except OSError:
-        return False
-
-
-def _kill(pid: int, wanted: set[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        descriptor = os.pidfd_open(pid)
-        try:
-            if _carries(pid, wanted):  # still the same process
-                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-        finally:
-            os.close(descriptor)

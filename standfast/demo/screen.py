@@ -5,6 +5,7 @@ Invariant: everything that matters is an event line, so a log file tells the sam
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import threading
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,9 @@ class NodeRow:
     is_on: bool
     serving_epoch: int | None
     status: Mapping[str, Any] | None
+    has_answered: bool = False
+    """Its agent, since the node was booted."""
+    faults: tuple[str, ...] = ()
 
 
 def node_line(row: NodeRow) -> str:
@@ -45,11 +49,14 @@ def node_line(row: NodeRow) -> str:
 
 
 def node_word(row: NodeRow) -> str:
-    """The same in two words, for a log line."""
+    """The same in few words, for a log line."""
     if not row.is_on:
         return f"{row.name} OFF"
-    role = "starting" if row.status is None else row.status.get("role", "starting")
-    return f"{row.name} {role}" + ("" if row.serving_epoch is None else " (serves)")
+    role = "silent" if row.has_answered else "starting"
+    if row.status is not None:
+        role = row.status.get("role", role)
+    more = [*(["serves"] if row.serving_epoch is not None else []), *row.faults]
+    return f"{row.name} {role}" + (f" ({', '.join(more)})" if more else "")
 
 
 class Screen:
@@ -58,6 +65,7 @@ class Screen:
     def __init__(self, out: TextIO, started: float, *, live: bool | None = None) -> None:
         self._out = out
         self._live = out.isatty() if live is None else live
+        self._colored = self._live
         self._started = started
         self._drawn = 0
         self._table: tuple[str, ...] = ()
@@ -76,14 +84,17 @@ class Screen:
 
     def chapter(self, title: str) -> None:
         """A heading."""
-        self.raw(f"\n{_BOLD}{title}{_END}" if self._live else f"\n{title}")
+        self.raw(f"\n{_BOLD}{title}{_END}" if self._colored else f"\n{title}")
 
     def raw(self, text: str) -> None:
         """Lines as they are."""
         with self._lock:
-            self._erase()
-            self._out.write(f"{text}\n")
-            self._draw()
+            self._put(text)
+
+    def _put(self, text: str) -> None:
+        self._erase()
+        self._out.write(f"{text}\n")
+        self._draw()
 
     def table(self, rows: Sequence[NodeRow], client: str) -> None:
         """The state of now: redrawn on a terminal, else one line whenever the roles change."""
@@ -104,14 +115,14 @@ class Screen:
 
     def close(self) -> None:
         """The table goes, the events stay; what the threads still see is not shown any more."""
-        with self._lock:
+        with self._lock, contextlib.suppress(OSError):  # nobody is there any more
+            self._closed = True
             self._erase()
             self._table = ()
-            self._closed = True
             self._out.flush()
 
     def _paint(self, line: str, mark: str) -> str:
-        if not self._live:
+        if not self._colored:
             return line
         color = {"!": _RED, "+": _GREEN, ".": _DIM}.get(mark, "")
         return f"{color}{line}{_END}" if color else line

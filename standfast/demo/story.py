@@ -6,8 +6,7 @@ looked for byte by byte where they have to be, on the disks themselves.
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,10 +78,11 @@ def tell(cluster: Cluster) -> Times:
     times = Times()
     first_promotion(cluster, times)
     first_lines(cluster)
+    _pass_some_time(cluster, 1.0)
     lines_before = _power_cut(cluster, times)
     _return_of_the_old_primary(cluster, times, lines_before)
     _failback(cluster, times)
-    _last_look(cluster)
+    last_look(cluster)
     times.cycles = cluster.cycles
     times.handlers = sum(cluster.watches.calls.values())
     return times
@@ -111,9 +111,8 @@ def first_lines(cluster: Cluster) -> None:
     cluster.wait_for(
         "a snapshot with lines of the client on both standbys",
         STEP_S,
-        lambda: all(_covered(cluster, name) for name in OTHERS),
+        lambda: all(cluster.covered(name) for name in OTHERS),
     )
-    _pass_some_time(cluster, 1.0)
     say(f"the client has {len(cluster.ledger)} lines acknowledged")
 
 
@@ -121,7 +120,7 @@ def _power_cut(cluster: Cluster, times: Times) -> tuple[Line, ...]:
     """Lines that were acknowledged by the old primary."""
     say, chapter = cluster.screen.say, cluster.screen.chapter
     chapter(f"3. {FIRST} loses power")
-    replicated = {name: _covered(cluster, name) for name in OTHERS}
+    replicated = {name: cluster.covered(name) for name in OTHERS}
     cut_at = monotonic()
     pids = cluster[FIRST].cut_power()
     last = cluster.ledger.last()
@@ -170,7 +169,6 @@ def _return_of_the_old_primary(cluster: Cluster, times: Times, before: tuple[Lin
     cluster.replicated.pop(FIRST, None)
     booted = monotonic()
     node.boot()
-    cluster.consul.start_agent(FIRST)
     begun = monotonic()
     said = _refused_start(node, cluster[times.second])
     times.refusal = monotonic() - begun
@@ -221,17 +219,17 @@ def _failback(cluster: Cluster, times: Times) -> None:
     )
 
 
-def _last_look(cluster: Cluster) -> None:
+def last_look(cluster: Cluster) -> None:
     """Every line that was ever acknowledged is on some disk."""
     cluster.client.stop()
     cluster.client.join()
     lines = cluster.ledger.lines()
-    contents = [_read(path) for node in _nodes(cluster) for path in node.copies_of(FILE)]
-    lost = set(missing(b"", lines))
-    for content in contents:
-        lost &= set(missing(content, lines))
-    cluster.invariants.lines_kept("any tree on any disk", lost)
-    cluster.check()
+    lost: Sequence[Line] = lines
+    for path in (path for node in _nodes(cluster) for path in node.copies_of(FILE)):
+        left = set(missing(_read(path), lost))
+        lost = [line for line in lost if line.number in left]
+    cluster.invariants.lines_kept("any tree on any disk", missing(b"", lost))
+    cluster.invariants.check()
     history = [
         f"epoch {entry.epoch} {entry.node} ({entry.reason})"
         for entry in cluster.invariants.history_entries()
@@ -246,26 +244,16 @@ def _nodes(cluster: Cluster) -> Iterable[Node]:
     return cluster.nodes.values()
 
 
-def _covered(cluster: Cluster, standby: str) -> tuple[Line, ...]:
-    """Lines that were acknowledged before a snapshot that this standby acknowledged."""
-    known = cluster.replicated.get(standby)
-    return () if known is None else cluster.ledger.before(known[0])
-
-
 def _served_by_another(cluster: Cluster, old: str, *, epoch: int = 2) -> bool:
     last = cluster.ledger.last()
     return last is not None and last.epoch == epoch and last.node != old
 
 
 def _command(cluster: Cluster, node: Node, *words: str) -> None:
-    """An operator's command; its words are shown. StandfastError when it failed."""
-    cluster.screen.say(f"{node.name}# standfast {shlex.join(words)}")
-    disk = str(node.root)
-    done = node.standfast(
-        *words, progress=lambda line: cluster.screen.say(line.replace(disk, ""), mark="|")
-    )
-    if done.returncode != 0:
-        raise StandfastError(f"`standfast {words[0]}` ended with status {done.returncode}")
+    """An operator's command. StandfastError when it failed."""
+    status = cluster.command(node, *words)
+    if status != 0:
+        raise StandfastError(f"`standfast {words[0]}` ended with status {status}")
 
 
 def _refused_start(node: Node, active: Node) -> str:

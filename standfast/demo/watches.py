@@ -54,7 +54,7 @@ class Watches:
         return {watch.handler: watch.calls for watch in self._watches}
 
     def _look(self, watch: _Watch) -> None:
-        alive = [node for node in self._nodes.values() if node.is_on]
+        alive = [node for node in self._nodes.values() if node.is_on and not node.is_cut_off]
         if not alive:
             return
         target = f"{watch.target}?index={watch.index}&wait={WAIT}"

@@ -6,9 +6,13 @@ busy for them it ends in order, and says so; the tests of what it does stretch i
 
 from __future__ import annotations
 
+import contextlib
 import io
+import shutil
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from pkgutil import resolve_name
 
 import pytest
@@ -33,6 +37,7 @@ def stretched(by: float) -> Mapping[str, object]:
         ),
         "standfast.demo.cluster.GOSSIP_S": GOSSIP_S * by,
         "standfast.demo.story.STEP_S": STEP_S * by,
+        "standfast.demo.stay.session.STEP_S": STEP_S * by,
     }
 
 
@@ -52,10 +57,58 @@ def quiet_cluster() -> Cluster:
     return Cluster(Screen(io.StringIO(), started), started)
 
 
-if __name__ == "__main__":  # `standfast demo`; the factor is the argument
-    from standfast.cli.main import main
+@contextlib.contextmanager
+def scratch_base(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where the demo makes its directory; afterwards no process has anything to do with it."""
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    base = Path(tempfile.mkdtemp(prefix="sf-"))  # a socket's path has to be short
+    monkeypatch.setenv("TMPDIR", str(base))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    keep_pace(monkeypatch)
+    try:
+        yield base
+        assert processes_of(base) == []
+        assert list(base.iterdir()) == []
+    finally:
+        shutil.rmtree(base)
 
-    for name, value in stretched(float(sys.argv[1])).items():
+
+def processes_of(base: Path) -> list[str]:
+    """Command lines of living processes whose environment names `base` as configuration."""
+    command_lines = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            environ = (path / "environ").read_bytes()
+            dead = (path / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        except OSError:
+            continue
+        if f"STANDFAST_CONFIG_DIR={base}/".encode() in environ and not dead:
+            command_lines.append((path / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+    return command_lines
+
+
+def program(*arguments: str) -> list[str]:
+    """The command line of `standfast demo` at the pace of this machine."""
+    return [sys.executable, "-m", "tests.contract.demo_scene", str(needed()), *arguments]
+
+
+UNPROMOTED = "--unpromoted"
+"""With `--stay`: the prompt comes as soon as the agents run."""
+
+
+def main(by: float, *arguments: str) -> int:
+    """What `program` runs."""
+    from standfast.cli.main import main as standfast
+    from standfast.demo.stay import session
+
+    for name, value in stretched(by).items():
         module, _, variable = name.rpartition(".")
         setattr(resolve_name(module), variable, value)
-    sys.exit(main(["demo"]))
+    if UNPROMOTED in arguments:
+        session.first_promotion = lambda cluster, _: cluster.start()
+        session.first_lines = lambda _: None
+    return standfast(["demo", *(word for word in arguments if word != UNPROMOTED)])
+
+
+if __name__ == "__main__":
+    sys.exit(main(float(sys.argv[1]), *sys.argv[2:]))

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from standfast.demo.stand_ins.embedded import EmbeddedNfs
 from standfast.demo.story import Times, first_promotion
 from standfast.system.clock import monotonic
 from standfast.system.run import Child, start_detached
-from tests.contract.demo_scene import keep_pace, needed, quiet_cluster
+from tests.contract.demo_scene import processes_of, program, quiet_cluster, scratch_base
 from tests.support.checkout import CHECKOUT
 from tests.support.figures import note
 from tests.support.pace import patient
@@ -36,33 +35,10 @@ REFUSAL = """ERROR: Another NFS server is already active at 127.0.0.{host}
 
 
 @pytest.fixture(autouse=True)
-def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where the demo makes its directory; afterwards no process has anything to do with it."""
-    monkeypatch.setattr(tempfile, "tempdir", None)
-    base = Path(tempfile.mkdtemp(prefix="sf-"))  # a socket's path has to be short
-    monkeypatch.setenv("TMPDIR", str(base))
-    monkeypatch.setattr(tempfile, "tempdir", None)
-    keep_pace(monkeypatch)
-    try:
+def scratch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where the demo makes its directory; afterwards nothing of it is left."""
+    with scratch_base(monkeypatch) as base:
         yield base
-        assert processes_of(base) == []
-        assert list(base.iterdir()) == []
-    finally:
-        shutil.rmtree(base)
-
-
-def processes_of(base: Path) -> list[str]:
-    """Command lines of living processes whose environment names `base` as configuration."""
-    command_lines = []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            environ = (path / "environ").read_bytes()
-            dead = (path / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
-        except OSError:
-            continue
-        if f"STANDFAST_CONFIG_DIR={base}/".encode() in environ and not dead:
-            command_lines.append((path / "cmdline").read_bytes().replace(b"\0", b" ").decode())
-    return command_lines
 
 
 def test_the_demo_fails_over_refuses_the_old_primary_and_goes_back_without_loss() -> None:
@@ -134,9 +110,8 @@ def test_data_that_is_lost_ends_the_demo_with_status_1_and_the_evidence(
     ("number", "when"), [(signal.SIGINT, "promotion 6/9"), (signal.SIGHUP, "agents run on")]
 )
 def test_an_interrupted_demo_cleans_up(number: signal.Signals, when: str, scratch: Path) -> None:
-    command = [sys.executable, "-m", "tests.contract.demo_scene", str(needed())]
     with subprocess.Popen(
-        command,
+        program(),
         stdout=subprocess.PIPE,
         text=True,
         cwd=CHECKOUT,

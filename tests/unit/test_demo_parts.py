@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 from standfast.config.load import load
 from standfast.config.model import Config
 from standfast.demo.cluster import free_port
-from standfast.demo.commands import handler
+from standfast.demo.commands import handler, run_module
 from standfast.demo.ledger import LINE_BYTES, Ledger, Line, line_text, missing
 from standfast.demo.nodes import VOLUME, Place, config_text
 from standfast.demo.screen import NodeRow, Screen, node_line
@@ -27,8 +28,9 @@ from standfast.demo.stand_ins.file_server import Files, FileServer, export_file
 from standfast.errors import CommandFailed, Refused, StandfastError, Unreachable
 from standfast.node.own_epoch import OwnEpoch, Stage
 from standfast.system.clock import monotonic
+from standfast.system.run import kill_group, start_detached
 from tests.support.pace import patient
-from tests.support.waiting import soon
+from tests.support.waiting import soon, wait_for
 
 PLACES = (
     Place("zippy", "127.0.0.1", "http://127.0.0.1:1"),
@@ -141,6 +143,32 @@ def test_a_lease_that_ends_during_a_request_leaves_it_unanswered(
     monkeypatch.setattr(Files, "_write", slow)
     with pytest.raises(Unreachable, match="cut the connection"):
         session.write("fsid-1", ("journal", 0), "x", soon(10.0))
+
+
+def test_nobody_is_let_in_while_the_port_is_shut(config: Config, root: Path) -> None:
+    initialise(config.paths.live)
+    OwnEpoch(4, Stage.READY, "f", None, in_place=False).save(config.state_dir)
+    EmbeddedNfs(config).export("fsid-1")
+    argv = run_module("standfast.demo.stand_ins.file_server", config.volume)
+    fence, me = fence_of(config), (config.me.address, config.nfs.port)
+
+    def is_in() -> bool:
+        with contextlib.suppress(StandfastError), Session(*me, soon(1.0)) as session:
+            return bool(session.null(soon(1.0)))
+        return False
+
+    server = start_detached(argv, op="server", log_file=root / "log")
+    try:
+        wait_for(EmbeddedNfs(config).is_running, 20.0, "the server runs")
+        for _ in range(2):
+            with pytest.raises(Unreachable, match="refused"):
+                Session(*me, soon(1.0))
+            fence.arm(monotonic() + patient(60.0), monotonic() + patient(60.0))
+            wait_for(is_in, 20.0, "the port is open")
+            fence.ensure_closed()
+            wait_for(lambda: not is_in(), 20.0, "the port is shut")
+    finally:
+        kill_group(server)
 
 
 @pytest.mark.parametrize("name", ["../etc", "a/b", ".hidden", "", "x" * 200])

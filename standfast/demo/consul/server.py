@@ -101,7 +101,9 @@ class EmbeddedConsul:
             server.end()
 
     def start_agent(self, node: str) -> None:
-        """Listens again, on the same port."""
+        """Listens again, on the same port; nothing while it does."""
+        if node in self._servers:
+            return
         agent = self._agents[node]
         server = _AgentServer(("127.0.0.1", self._ports[node]), self, agent)
         self._ports[node] = int(server.server_address[1])

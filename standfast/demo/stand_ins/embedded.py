@@ -39,6 +39,10 @@ def log_dir(config: Config) -> Path:
     return path
 
 
+def lease_pid_file(config: Config) -> Path:
+    return config.run_dir / "lease.pid"
+
+
 def read_pid(path: Path) -> int | None:
     try:
         return int(path.read_text())
@@ -150,7 +154,7 @@ class EmbeddedUnits:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._lock = config.run_dir / "lease.lock"
-        self._pid = config.run_dir / "lease.pid"
+        self._pid = lease_pid_file(config)
 
     def reset_failed(self, unit: str, deadline: Deadline) -> None:  # noqa: ARG002
         """Nothing counts starts here."""

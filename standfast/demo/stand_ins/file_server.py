@@ -1,8 +1,9 @@
 """The demo's stand-in for the NFS server: a process of its own that serves the live tree over TCP.
 
 Invariant: it asks the fence before and after each request and cuts the connection when the port is
-shut, so nothing is acknowledged that was not done while the lease was valid. Whether it may run at
-all was asked before: its starter (`embedded.py`) runs the guard first, as ExecStartPre does.
+shut, so nothing is acknowledged that was not done while the lease was valid; and nobody is let in
+until the port is open again. Whether it may run at all was asked before: its starter
+(`embedded.py`) runs the guard first, as ExecStartPre does.
 """
 
 from __future__ import annotations
@@ -22,13 +23,15 @@ from standfast.demo.stand_ins.fence import fence_of
 from standfast.errors import StandfastError
 from standfast.node.own_epoch import OwnEpoch
 from standfast.node.ports import Fence, VolumeStore
-from standfast.system.clock import Deadline, monotonic
+from standfast.system.clock import Deadline, monotonic, sleep
 from standfast.system.files import read_json, write_atomically
 from standfast.system.local_socket import parse, read_line, send
 from standfast.system.locks import exclusive
 
 IDLE_S = 3600.0
 MAX_READ = 1 << 20
+# How soon it follows the fence, seconds.
+LOOK_S = 0.02
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,100}")
 
 
@@ -70,7 +73,7 @@ class Files:
         return {**reply, "at": at, "epoch": self._epoch()}
 
     def _pass_fence(self) -> None:
-        if self._fence.state().open_for_s <= 0:
+        if not _is_open(self._fence):
             raise ShutPort
 
     def _epoch(self) -> int | None:
@@ -137,6 +140,7 @@ class FileServer(socketserver.ThreadingTCPServer):
     allow_reuse_address = True
     daemon_threads = True
     request_queue_size = 64
+    timeout = LOOK_S
 
     def __init__(self, config: Config, files: Files) -> None:
         self.files = files
@@ -145,14 +149,21 @@ class FileServer(socketserver.ThreadingTCPServer):
 
 def serve(config: Config) -> None:
     """Serves until killed; the lock tells others that it runs."""
-    files = Files(config, fence_of(config), DirectoryStore(config.paths))
-    with (
-        # A look at the lock (`is_locked`) holds it for an instant: worth a second try.
-        exclusive(lock_file(config), "another stand-in server", Deadline.after(2.0)),
-        FileServer(config, files) as server,
-    ):
+    fence = fence_of(config)
+    files = Files(config, fence, DirectoryStore(config.paths))
+    # A look at the lock (`is_locked`) holds it for an instant: worth a second try.
+    with exclusive(lock_file(config), "another stand-in server", Deadline.after(2.0)):
         write_atomically(pid_file(config), f"{os.getpid()}\n")
-        server.serve_forever()
+        while True:
+            while not _is_open(fence):
+                sleep(LOOK_S)
+            with FileServer(config, files) as server:
+                while _is_open(fence):
+                    server.handle_request()
+
+
+def _is_open(fence: Fence) -> bool:
+    return fence.state().open_for_s > 0
 
 
 if __name__ == "__main__":

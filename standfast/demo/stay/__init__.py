@@ -1,0 +1,1 @@
+"""`standfast demo --stay`: the cluster stays up, with a prompt."""

@@ -93,8 +93,6 @@ class Cluster:
     leader: Leader | None
     last_heartbeat: LastHeartbeat
     pause: Pause | None = None
-    holds: Mapping[str, Hold] = field(default_factory=dict)
-    """By node."""
     history: Mapping[int, HistoryEntry] = field(default_factory=dict)
     standbys: Mapping[str, StandbyRecord] = field(default_factory=dict)
     words: Mapping[str, Sign] = field(default_factory=dict)
@@ -114,6 +112,8 @@ class Cluster:
     """A `Watcher` looks for it; None: keys that were merely put together (`watcher.assemble`)."""
     named: str | None = None
     """What Consul's agent on this node is called; None: not known."""
+    holds: Mapping[str, Hold] = field(default_factory=dict)
+    """By node."""
 
     @property
     def given_up(self) -> bool:

@@ -157,7 +157,7 @@ class Container(Machine):
         """Start a command and return; it dies with the node at the latest."""
         if not self.pid:
             raise LabError(f"{self.name} is down: {words(argv)}")
-        enter = ("nsenter", "-t", str(self.pid), "-a", "--wd=/")
+        enter = ("nsenter", "-t", str(self.pid), "-a", "--wdns=/")
         return Process(
             [*enter, *argv],
             what=words(argv, self.name),

@@ -53,7 +53,7 @@ def lab_node(lab_factory: Callable[..., Lab]) -> Iterator[Container]:
 @pytest.fixture
 def node(lab_node: Container, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Container:
     """Its `systemctl` is the first on the path."""
-    entered = f'exec nsenter -t {lab_node.pid} -a --wd=/ systemctl "$@"'
+    entered = f'exec nsenter -t {lab_node.pid} -a --wdns=/ systemctl "$@"'
     tool = script(tmp_path / "bin" / "systemctl", entered)
     monkeypatch.setenv("PATH", str(tool.parent), prepend=":")
     return lab_node

@@ -300,6 +300,13 @@ def test_what_is_withdrawn_is_gone_and_what_is_taken_goes_on(
     assert len(station.begun) == 1 and not station.begun[0].ended
 
 
+def test_a_request_that_somebody_deleted_is_told(scene: Scene) -> None:
+    asker = scene.asker()
+    scene.world.turns.append(lambda: scene.consul.delete(scene.folder.key(asker.id)))
+    with pytest.raises(Unreachable, match="the request is gone from Consul"):
+        asker.until_taken()
+
+
 def test_a_withdrawal_that_consul_does_not_answer_says_what_is_known(scene: Scene) -> None:
     asker = scene.asker()
     asker._is_made = True

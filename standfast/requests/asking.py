@@ -62,7 +62,7 @@ class Asker:
 
     def until_taken(self, accept_s: float = ACCEPT_S) -> None:
         """Makes the request, and returns when its node has taken it; NotTaken when it hasn't within
-        `accept_s`, ConsulError, Refused (busy) where too many are there."""
+        `accept_s`, Unreachable, Refused (busy) where too many are there."""
         if len(self._folder.entries(REQUESTS)) >= MOST:
             raise Refused(
                 Reason.BUSY,
@@ -79,7 +79,10 @@ class Asker:
             try:
                 found, _ = self._folder.both(self.id)
                 if found is None:
-                    raise NotTaken("somebody deleted the request; nothing was done")
+                    raise Unreachable(
+                        "the request is gone from Consul: somebody deleted it, or Consul was "
+                        "restored; nothing is begun any more. Look with `standfast status`"
+                    )
                 if self._is_taken(found):
                     return
                 now = up()

@@ -102,11 +102,12 @@ class Folder:
         """Returns one request and what came of it; ForeignValue."""
         keys = self.key(request_id), self.outcome_key(request_id)
         there = self._consul.read(keys, deadline=deadline)
-        asked, came = (there[key] for key in keys)
-        return (
-            asked and Found(parse_request(asked.value, asked.key), asked.modify_index),
-            came and Outcome.parse(came.value, came.key),
-        )
+        found = outcome = None
+        if (entry := there[keys[0]]) is not None:
+            found = Found(parse_request(entry.value, entry.key), entry.modify_index)
+        if (entry := there[keys[1]]) is not None:
+            outcome = Outcome.parse(entry.value, entry.key)
+        return found, outcome
 
     # Who asks
 

@@ -137,3 +137,11 @@ def test_one_beat_of_somebody_who_stood_still_while_writing_it_is_not_enough() -
         known = follow(known, Look(now, now, {} if there is None else {NAME: there}))
         assert not to_take(known, now)
         now += 0.25
+
+
+def test_what_was_gone_is_never_taken_however_its_beat_rises() -> None:
+    known = Traces()
+    for number, beat in enumerate((1, 2, None, 3, 4, 5, 6)):
+        seen = {} if beat is None else {NAME: Sighting(beat, 10 + number)}
+        known = follow(known, Look(0.5 * number, 0.5 * number, seen))
+        assert not to_take(known, 0.5 * number)

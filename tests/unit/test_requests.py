@@ -43,7 +43,7 @@ ID = "0f" * 16
 class Keys(MemoryConsul):
     """A Consul of which nothing is waited for really, and whose answers may get lost."""
 
-    lose: Callable[[Op], bool] = staticmethod(lambda op: False)
+    lose: Callable[[Op], bool] = staticmethod(lambda _: False)
     """Of which transactions, by their last operation, the answer gets lost."""
 
     def wait(self, key: str, index: int, *, wait_s: float) -> tuple[int, Entry | None]:
@@ -232,7 +232,7 @@ def test_the_answer_to_a_take_may_get_lost(scene: Scene) -> None:
         left[0] -= is_take
         return is_take
 
-    scene.consul.lose = lose  # type: ignore[method-assign]
+    scene.consul.lose = lose
     asker = scene.asker()
     asker.until_taken()
     assert asker.watch(lambda _: None, 60.0).exit_code == 0
@@ -271,7 +271,7 @@ def test_lost_answers_to_beats_keep_nobody_from_being_taken(scene: Scene) -> Non
         return op.key.endswith(asker.id) and "/requests/" in op.key and count[0] % 2 == 0
 
     asker = scene.asker()
-    scene.consul.lose = lose  # type: ignore[method-assign]
+    scene.consul.lose = lose
     asker.until_taken()
     assert asker.watch(lambda _: None, 60.0).exit_code == 0 and count[0] > 1
 
@@ -298,6 +298,13 @@ def test_what_is_withdrawn_is_gone_and_what_is_taken_goes_on(
     taken.until_taken()
     assert not taken.withdraw()
     assert len(station.begun) == 1 and not station.begun[0].ended
+
+
+def test_a_request_that_somebody_deleted_is_told(scene: Scene) -> None:
+    asker = scene.asker()
+    scene.world.turns.append(lambda: scene.consul.delete(scene.folder.key(asker.id)))
+    with pytest.raises(Unreachable, match="the request is gone from Consul"):
+        asker.until_taken()
 
 
 def test_a_withdrawal_that_consul_does_not_answer_says_what_is_known(scene: Scene) -> None:

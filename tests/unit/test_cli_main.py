@@ -166,7 +166,7 @@ def test_commands_without_a_volume_get_none() -> None:
 def test_commands_that_change_something_have_a_dry_run() -> None:
     changing = {"promote", "switchover", "failback", "demote", "pause", "resume", "replicate",
                 "accept-epoch", "prune", "standby add", "standby authorize",
-                "standby remove", "remount", "client units"}  # fmt: skip
+                "standby remove", "remount", "client units", "setup", "uninstall"}  # fmt: skip
     with_dry_run = {
         command.name
         for command in COMMANDS

@@ -39,7 +39,7 @@ PROCESSES = "the units"
 WRITTEN = "# Written by Standfast"
 KEPT = ("known_hosts", NAME)
 """Files in the state directory for all volumes together."""
-RUN = ("fence", "instance", "receive.sock")
+RUN = ("fence", "instance", "receive.sock", "setup.lock")
 """The same in the directory of this boot."""
 
 

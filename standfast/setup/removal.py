@@ -104,6 +104,8 @@ class Leaving:
     """State, configuration and token."""
     unknown: tuple[str, ...] = ()
     """What could not be looked at, and why."""
+    blind: str | None = None
+    """Why it isn't known which processes of ours run; None: it is."""
     data: tuple[tuple[str, str], ...] = field(default=())
     """What stays, and the command that deletes it."""
 
@@ -121,6 +123,10 @@ def check(seen: Leaving, ask: Ask) -> None:
             way_out += "; or --keep-serving, which goes on as a plain NFS server"
         raise Refused(
             Reason.SERVING, f"this node is the primary of {config.volume} ({seen.role}): {way_out}"
+        )
+    if seen.blind is not None:
+        raise Refused(
+            Reason.STILL_IN_USE, f"which of its processes run here is not known: {seen.blind}"
         )
     if ask.keep_serving:
         _check_keeps_serving(seen)

@@ -23,7 +23,7 @@ from standfast.replication.authorized import revoke
 from standfast.replication.authorized_file import authorized_keys_of
 from standfast.replication.keys import comment_of, public_path
 from standfast.replication.reporting import leader_of
-from standfast.setup.look import MOUNTS, disk_of, foreign_mount
+from standfast.setup.look import MANAGED, MOUNTS, disk_of, foreign_mount
 from standfast.setup.record import NAME, Installed, readable
 from standfast.setup.removal import InConsul, Leaving
 from standfast.setup.shipped import PROGRAMS, UNITS, Places, Shipped
@@ -35,10 +35,11 @@ from standfast.system.systemd import RUNTIME_UNITS, SystemdUnits
 
 T = TypeVar("T")
 POLL_S = 0.5
+PROCESSES = "the units"
 WRITTEN = "# Written by Standfast"
 KEPT = ("known_hosts", NAME)
 """Files in the state directory for all volumes together."""
-RUN = ("fence", "instance", "receive.sock")
+RUN = ("fence", "instance", "receive.sock", "setup.lock")
 """The same in the directory of this boot."""
 
 
@@ -67,7 +68,7 @@ class Look:
             role=self._role(own),
             fsid=own.fsid if own is not None and own.stage is Stage.READY else None,
             consul=in_consul(config, waits=self.waits) if self.asks_consul else InConsul(),
-            units=tuple(self._tried("the units", self._units, [])),
+            units=tuple(self._tried(PROCESSES, self._units, [])),
             mounted=self._tried("the mounts", self._mounted, None),
             fenced=self.last and self._tried("the firewall", self._fenced, True),
             exported=self._storage("the export", lambda: parts().nfs(config).would_export(), True),
@@ -80,6 +81,7 @@ class Look:
             state=tuple(self._state(installed)),
             data=tuple(self._storage("the storage", lambda: list(self._data()), [])),
             unknown=tuple(self.unknown),
+            blind=next((text for text in self.unknown if text.startswith(PROCESSES)), None),
         )
 
     def _tried(self, what: str, look: Callable[[], T], doubt: T) -> T:
@@ -166,6 +168,8 @@ class Look:
     # Units and mounts
 
     def _units(self) -> list[str]:
+        if not self.places.at(MANAGED).is_dir():
+            return []  # nobody who could run one
         units = SystemdUnits()
         mounts = [] if foreign_mount(self.config, self.places) else list(unit_files(self.config))
         names = {*units.loaded("standfast-*"), *self._wanted_by("standfast-*")}

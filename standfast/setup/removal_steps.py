@@ -13,11 +13,13 @@ from pathlib import Path
 
 from standfast.assembly.parts import parts
 from standfast.consul.gateway import PATIENT_S, ConsulGateway
-from standfast.errors import StandfastError
+from standfast.errors import Refused, StandfastError
 from standfast.fence.choice import take_away
 from standfast.mounts.mounts import let_go
 from standfast.nfs.foreign_exports import own_file
 from standfast.nfs.kernel import export_line
+from standfast.node.own_epoch import OwnEpoch
+from standfast.reasons import Reason
 from standfast.replication.authorized import revoke
 from standfast.replication.authorized_file import authorized_keys_of
 from standfast.setup.execute import Act
@@ -26,10 +28,12 @@ from standfast.setup.removal import Do, Leaving
 from standfast.setup.shipped import Places
 from standfast.system.clock import Deadline
 from standfast.system.files import write_atomically
+from standfast.system.locks import is_locked
 from standfast.system.run import run
 from standfast.system.systemd import SystemdUnits
 
 COMMAND_S = 30.0
+AGENTS = "standfast-agent@"
 STOP_S = 90.0
 """For one unit: a remount that is at work is waited for."""
 
@@ -92,7 +96,20 @@ class Effects:
         write_atomically(self.places.at(path), line, durable=True)
 
     def stop(self) -> None:
-        """The lease process ends last: it has the port open until its lease is over."""
+        """The agent ends first, so that nobody takes over here meanwhile; the lease process last:
+        it has the port open until its lease is over. Refused where this node has just got the
+        role."""
+        agents = [unit for unit in self.seen.units if unit.startswith(AGENTS)]
+        for unit in agents:
+            self.units.stop(unit, Deadline.after(STOP_S))
+        if not self.keep_serving and (role := self._has_the_role()) is not None:
+            for unit in agents:
+                self.units.start(unit, Deadline.after(STOP_S))
+            raise Refused(
+                Reason.SERVING,
+                f"this node has become the primary meanwhile ({role}): `standfast switchover`, or "
+                f"demote, first",
+            )
         for unit in self.seen.units:
             with contextlib.suppress(StandfastError):  # an instance whose file is gone already
                 self.units.disable([unit], Deadline.after(COMMAND_S))
@@ -100,6 +117,16 @@ class Effects:
                 continue  # of a dead server: `unmount` waits for nobody
             self.units.stop(unit, Deadline.after(STOP_S))
             self.units.reset_failed(unit, Deadline.after(COMMAND_S))
+
+    def _has_the_role(self) -> str | None:
+        config = self.seen.config
+        try:
+            own = OwnEpoch.load(config.state_dir)
+        except StandfastError as error:
+            return str(error)
+        if own is not None:
+            return f"epoch {own.epoch}"
+        return "its lease process runs" if is_locked(config.run_dir / "lease.lock") else None
 
     def unmount(self) -> None:
         config = self.seen.config

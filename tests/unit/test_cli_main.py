@@ -167,7 +167,7 @@ def test_commands_that_change_something_have_a_dry_run() -> None:
     changing = {"promote", "switchover", "failback", "demote", "pause", "resume", "replicate",
                 "accept-epoch", "prune", "standby add", "standby authorize",
                 "standby hold", "standby release", "standby remove",
-                "remount", "client units"}  # fmt: skip
+                "remount", "client units", "setup", "uninstall"}  # fmt: skip
     with_dry_run = {
         command.name
         for command in COMMANDS

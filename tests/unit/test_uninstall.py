@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from standfast.config.model import Config
 from standfast.errors import Refused, StandfastError, UsageError
+from standfast.node.own_epoch import OwnEpoch, Stage
 from standfast.reasons import Reason
 from standfast.replication.authorized import Bound, authorized_line, without_lines
 from standfast.replication.keys import PublicKey
@@ -21,6 +23,7 @@ from standfast.setup.removal_look import Look
 from standfast.setup.removal_steps import Effects
 from standfast.setup.shipped import Places
 from standfast.setup.steps import Effects as SetupEffects
+from standfast.system.locks import exclusive
 from tests.unit.setups import SOURCE, TEXT, Manager, bare, brought, config_of, goal_of
 
 UNITS = Path("/etc/systemd/system")
@@ -320,6 +323,32 @@ def test_the_mount_of_a_dead_server_is_not_waited_for(places: Places) -> None:
     assert "disable data-services.mount" in manager.told
     assert "stop data-services.mount" not in manager.told
     assert "stop standfast-watch@data-services.service" in manager.told
+
+
+def here(tmp_path: Path, text: str = TEXT) -> Config:
+    paths = f'[paths]\nstate = "{tmp_path}/state"\nrun = "{tmp_path}/run"\n'
+    return config_of(text + paths)
+
+
+def test_a_node_that_takes_over_meanwhile_keeps_its_agent(tmp_path: Path, places: Places) -> None:
+    config, manager = here(tmp_path), Manager()
+    made = effects(leaving(config=config), places, manager)
+    OwnEpoch(4, Stage.READY, "fsid", None, in_place=False).save(config.state_dir)
+    with pytest.raises(Refused, match="epoch 4"):
+        made.stop()
+    agent = "standfast-agent@data-services.service"
+    assert manager.told == [f"stop {agent}", f"start {agent}"]
+    OwnEpoch.forget(config.state_dir)
+    with exclusive(config.run_dir / "lease.lock", "a lease process"), pytest.raises(Refused):
+        made.stop()
+    made.stop()
+    assert manager.told[-1] == "stop standfast-exporter.service"
+
+
+def test_nothing_goes_while_it_is_not_known_what_runs() -> None:
+    blind = leaving(blind="the units: no answer in time")
+    assert refusal(blind, Ask())[0] is Reason.STILL_IN_USE
+    assert refusal(blind, Ask(package=True))[0] is Reason.STILL_IN_USE
 
 
 def test_files_go_with_their_empty_directories_and_data_stays(places: Places) -> None:

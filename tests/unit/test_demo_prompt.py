@@ -68,6 +68,7 @@ def test_a_line_is_read(line: str, asked: Asked | None) -> None:
         ("snapshots", "`snapshots` runs on a node: `zippy snapshots`"),
         ("c1", "`c1 status`"),
         ("kill 'zippy", "close the quotes"),
+        ("c1 status \0", "NUL"),
     ],
 )
 def test_a_wrong_line_is_refused_with_what_to_type_instead(line: str, said: str) -> None:

@@ -99,14 +99,14 @@ UNPROMOTED = "--unpromoted"
 def main(by: float, *arguments: str) -> int:
     """What `program` runs."""
     from standfast.cli.main import main as standfast
-    from standfast.demo.stay import session
 
-    for name, value in stretched(by).items():
+    changes = dict(stretched(by))
+    if UNPROMOTED in arguments:
+        changes["standfast.demo.stay.session.first_promotion"] = lambda made, _: made.start()
+        changes["standfast.demo.stay.session.first_lines"] = lambda _: None
+    for name, value in changes.items():
         module, _, variable = name.rpartition(".")
         setattr(resolve_name(module), variable, value)
-    if UNPROMOTED in arguments:
-        session.first_promotion = lambda cluster, _: cluster.start()
-        session.first_lines = lambda _: None
     return standfast(["demo", *(word for word in arguments if word != UNPROMOTED)])
 
 

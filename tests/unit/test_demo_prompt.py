@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 
 import pytest
 
@@ -67,6 +68,7 @@ def test_a_line_is_read(line: str, asked: Asked | None) -> None:
         ("snapshots", "`snapshots` runs on a node: `zippy snapshots`"),
         ("c1", "`c1 status`"),
         ("kill 'zippy", "close the quotes"),
+        ("c1 status \0", "NUL"),
     ],
 )
 def test_a_wrong_line_is_refused_with_what_to_type_instead(line: str, said: str) -> None:
@@ -156,9 +158,9 @@ def test_a_log_has_no_escape_and_nothing_that_goes_on_all_the_time() -> None:
 # The loop
 
 
-def run(text: str, carry_out: object) -> tuple[Prompt, str]:
+def run(text: str, carry_out: Callable[[Asked], None]) -> tuple[Prompt, str]:
     shown, out = screen(interactive=False)
-    made = Prompt(shown, NODES, carry_out, io.StringIO(text), interactive=False)  # type: ignore[arg-type]
+    made = Prompt(shown, NODES, carry_out, io.StringIO(text), interactive=False)
     made.run()
     return made, out.getvalue()
 
@@ -194,3 +196,10 @@ def test_ctrl_c_ends_one_command_and_an_ending_all_of_them() -> None:
     with pytest.raises(Ending):
         run("failback\nhistory\n", carry_out)
     assert "history" not in asked
+
+
+def test_words_are_completed_after_any_command() -> None:
+    made, _ = run("", lambda _: None)
+    assert made.completenames("ki", "ki", 0, 2) == ["kill "]
+    assert made.completedefault("c", "kill c", 5, 6) == ["c1 ", "c2 "]
+    assert made.complete_help("ki", "help ki", 5, 7) == ["kill "]

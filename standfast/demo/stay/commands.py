@@ -72,6 +72,8 @@ class Asked:
 
 def parse(line: str, nodes: Sequence[str]) -> Asked | None:
     """What is asked; None for an empty line. UsageError, with what to type instead."""
+    if "\0" in line:
+        raise UsageError(f"{line!r}: no program takes a NUL; leave it out")
     try:
         words = shlex.split(line)
     except ValueError as error:

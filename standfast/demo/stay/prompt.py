@@ -9,7 +9,7 @@ from __future__ import annotations
 import cmd
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import TextIO
+from typing import Any, TextIO
 
 from standfast.demo.screen import NodeRow, Screen
 from standfast.demo.stay.commands import Asked, completions, parse
@@ -149,11 +149,14 @@ class Prompt(cmd.Cmd):
             self._screen.say(str(error), mark="!")
         return False
 
-    def completenames(self, text: str, *_: object) -> list[str]:
+    def completenames(self, text: str, *_: Any) -> list[str]:
         return self._completed(text, "")
 
-    def completedefault(self, text: str, line: str, begidx: int, *_: object) -> list[str]:
-        return self._completed(text, line[:begidx])
+    def completedefault(self, *told: Any) -> list[str]:
+        text, line, begin, _ = told
+        return self._completed(text, line[:begin])
+
+    complete_help = completedefault
 
     def _completed(self, text: str, before: str) -> list[str]:
         may = completions(before.split(), self._nodes)

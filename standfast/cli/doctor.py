@@ -19,6 +19,7 @@ from standfast.doctor.run import LIMIT_S, Listed, document, gather, looks_of, re
 from standfast.errors import AS_ROOT, Unreachable, UsageError, ours
 from standfast.requests.record import Arguments, Outcome, Verb
 from standfast.system.clock import Deadline
+from standfast.system.lines import lines_of
 from standfast.system.threads import all_at_once
 from standfast.text import clean_lines
 
@@ -122,6 +123,6 @@ def _tell(told: Sequence[Told], *, as_json: bool, alone: bool = False) -> int:
             print(f"{chr(10) if number else ''}node {each.node}", flush=True)
         if not as_json and each.text:
             print(clean_lines(each.text).rstrip("\n"), flush=True)
-        for line in each.error.splitlines():
+        for line in lines_of(each.error):
             note(line if alone else f"{each.node}: {line}")
     return max(each.code for each in told)

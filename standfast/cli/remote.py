@@ -21,6 +21,7 @@ from standfast.replication.reporting import leader_of
 from standfast.requests.asking import ACCEPT_S, Asker, NotTaken, new_request
 from standfast.requests.folder import Folder
 from standfast.requests.record import OF_HOLDER, Arguments, Outcome, Verb
+from standfast.system.lines import lines_of
 from standfast.text import clean_lines
 
 LOOK = "look at it with `standfast requests {id} --follow`"
@@ -115,7 +116,7 @@ def show(outcome: Outcome, *, as_json: bool) -> int:
     elif outcome.text:
         print(clean_lines(outcome.text).rstrip("\n"), flush=True)
     if outcome.error:
-        for line in outcome.error.splitlines():
+        for line in lines_of(outcome.error):
             note(line)
         if as_json and outcome.document is None:
             error = {"error": outcome.error, "reason": outcome.reason}

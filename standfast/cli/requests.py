@@ -16,6 +16,7 @@ from standfast.errors import ForeignValue, UsageError
 from standfast.requests.asking import watch
 from standfast.requests.folder import Folder, Found
 from standfast.requests.record import MOST_LIMIT_S, Outcome, Request
+from standfast.system.lines import lines_of
 from standfast.text import clean, clean_lines
 
 SHORT = 8
@@ -133,6 +134,6 @@ def _row(document: Mapping[str, Any]) -> tuple[str, ...]:
     if state == "ended":
         state = f"ended ({document['exit_code']})"
     said = document.get("error") or document.get("text")
-    last = said.splitlines()[0] if said else (document["progress"] or ["-"])[-1]
+    last = lines_of(said)[0] if said else (document["progress"] or ["-"])[-1]
     command = " ".join(filter(None, (document["command"], document["to"])))
     return (document["id"][:SHORT], command, document["node"], document["by"], state, last)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from standfast.errors import UsageError
 from standfast.setup.given import Answers
+from standfast.system.lines import fields_of
 
 TOKEN = "/etc/standfast/token"  # noqa: S105
 """Where a new configuration has it."""
@@ -46,14 +47,14 @@ def answers(ask: Ask = ask) -> tuple[str, Answers]:
     nodes: dict[str, str] = {}
     print("The storage nodes, named as `consul members` does; an empty line ends them.")
     while True:
-        words = ask("  NAME ADDRESS: ").replace("=", " ").split()
+        words = fields_of(ask("  NAME ADDRESS: ").replace("=", " "))
         if not words and nodes:
             break
         if len(words) == 2:
             nodes[words[0]] = words[1]
         elif words:
             print("  a name and an address, with a blank between them")
-    clients = ask("Who may mount it, machines or networks [192.168.1.0/24]: ").split()
+    clients = fields_of(ask("Who may mount it, machines or networks [192.168.1.0/24]: "))
     token = TOKEN if agree("Does Consul have ACLs?", ask) else ""
     return volume, Answers(cluster, nodes, clients or ["192.168.1.0/24"], token)
 

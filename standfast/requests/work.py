@@ -79,7 +79,7 @@ class Work:
 
     def sendall(self, data: bytes, /) -> None:
         """Takes whole JSON lines of the agent."""
-        for line in data.splitlines():
+        for line in data.removesuffix(b"\n").split(b"\n"):
             doc = parse(line)
             if "progress" in doc:
                 self.say(str(doc["progress"]))

@@ -17,6 +17,7 @@ from standfast.config.load import load
 from standfast.config.model import Config
 from standfast.config.problems import InvalidConfig
 from standfast.errors import UsageError
+from standfast.system.files import write_atomically
 
 _NODE = re.compile(r"(?m)^[ \t]*node[ \t]*=.*\n?")
 _TABLE = re.compile(r"(?m)^[ \t]*\[")
@@ -91,7 +92,7 @@ def take(text: str, volume: str, origin: Path, target: Path) -> Config:
     problems, told of `origin`."""
     with tempfile.TemporaryDirectory(prefix="standfast-") as directory:
         path = Path(directory) / f"{volume}.toml"
-        path.write_text(text, errors="surrogateescape")
+        write_atomically(path, text)
         try:
             config = load(path, require_storage=False, acted_by=False)
         except InvalidConfig as error:

@@ -30,6 +30,7 @@ from standfast.setup.shipped import PROGRAMS, UNITS, Places, Shipped
 from standfast.setup.wanted import Wanted, drop_ins, wanted
 from standfast.system.clock import Deadline, monotonic, sleep
 from standfast.system.files import read_foreign_text
+from standfast.system.lines import fields_of
 from standfast.system.mountinfo import mounted_at, parse_mountinfo
 from standfast.system.systemd import RUNTIME_UNITS, SystemdUnits
 
@@ -229,7 +230,7 @@ class Look:
         if not self.last or self.config.replication.command:
             return
         text = self.places.text(self._key_paths()[1]) or ""
-        if text.split()[2:3] == [comment_of(self.config.cluster, self.config.node)]:
+        if fields_of(text)[2:3] == [comment_of(self.config.cluster, self.config.node)]:
             yield from (path for path in self._key_paths() if self.places.at(path).exists())
 
     # What it knows, and what stays

@@ -10,6 +10,7 @@ from pathlib import Path
 from standfast.clients.units import unit_files, unit_name
 from standfast.config.model import Config, Nfs, Paths
 from standfast.setup.shipped import CATALOG, GUARD, PROGRAMS, UNITS, Shipped
+from standfast.system.lines import lines_of
 
 CLIENT_UNITS = ("standfast-watch@.service", "standfast-resync.service", "standfast-resync.timer")
 DEFAULT_SERVER = "nfs-server.service"
@@ -140,7 +141,7 @@ def _guard(shipped: str, nfs: Nfs) -> str:
     """Returns the guard's drop-in for another server's unit; nfs-ganesha reads no exports(5)."""
     if nfs.server != "ganesha":
         return shipped
-    lines = [line for line in shipped.splitlines() if "exportfs" not in line]
+    lines = [line for line in lines_of(shipped) if "exportfs" not in line]
     return "\n".join(line for line in lines if line != "ExecStartPre=") + "\n"
 
 

@@ -13,7 +13,7 @@ from msgspec import structs
 import standfast
 from standfast.config.model import Config
 from standfast.consul.blindness import Blind
-from standfast.consul.records import Pause
+from standfast.consul.records import Hold, Pause
 from standfast.node.obstacle import Obstacle
 from standfast.node.own_epoch import Stage
 from standfast.reasons import Reason
@@ -370,6 +370,13 @@ CASES = [
         READY,
         Action.BLOCKED,
         Reason.PAUSED,
+    ),
+    Case(
+        "a node on hold isn't promoted",
+        replace(cluster(ALIVE, silent=13, **DEAD), holds={"b": Hold("b", "op", "work", UTC)}),
+        READY,
+        Action.BLOCKED,
+        Reason.ON_HOLD,
     ),
     Case(
         "manual mode promotes nobody",

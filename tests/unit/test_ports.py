@@ -43,6 +43,7 @@ ELSEWHERE = {
     "standfast.demo.ledger.Every": "alike by chance",
     "standfast.exporter.status_cache.StatusCache": "alike by chance",
     "tests.contract.client_scene.Catalog": "one answer, which the test writes down",
+    "tests.contract.test_lease_on_consul.Held": "a gateway that is held up on purpose",
     "tests.contract.test_lease_on_consul.Paused": "a gateway that is held up on purpose",
     "tests.contract.test_lease_on_consul.Racer": "a gateway that is held up on purpose",
     "tests.contract.test_lease_on_consul.Racing": "a gateway that is held up on purpose",

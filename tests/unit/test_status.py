@@ -307,7 +307,7 @@ def test_the_keys_of_the_document_are_stable(config: Config) -> None:
     ]
     assert sorted(doc["failover"]) == ["possible", "reason", "sentence", "to"]
     assert [sorted(standby) for standby in doc["standbys"]] == [
-        ["age_s", "candidate", "epoch", "node", "snapshot", "taken_at", "word"]
+        ["age_s", "candidate", "epoch", "node", "on_hold", "snapshot", "taken_at", "word"]
     ] * 2
 
 

@@ -28,12 +28,12 @@ class Command:
 
     @property
     def name(self) -> str:
-        return self.form.split()[0]
+        return self.form.split(" ")[0]
 
     @property
     def slots(self) -> list[tuple[list[str], bool]]:
         """The words that each argument may be, and whether it may be left out."""
-        parts = self.form.split()[1:]
+        parts = self.form.split(" ")[1:]
         return [(part.strip("[]").split("|"), part.startswith("[")) for part in parts]
 
 
@@ -166,4 +166,4 @@ def _usage(command: Command, nodes: Sequence[str]) -> str:
 
 
 def _of_standfast() -> set[str]:
-    return {command.name.split()[0] for command in visible()}
+    return {command.name.split(" ")[0] for command in visible()}

@@ -14,6 +14,7 @@ from typing import Any, TextIO
 from standfast.demo.screen import NodeRow, Screen
 from standfast.demo.stay.commands import Asked, completions, parse
 from standfast.errors import StandfastError
+from standfast.system.lines import fields_of
 
 try:
     import readline
@@ -159,5 +160,5 @@ class Prompt(cmd.Cmd):
     complete_help = completedefault
 
     def _completed(self, text: str, before: str) -> list[str]:
-        may = completions(before.split(), self._nodes)
+        may = completions(fields_of(before), self._nodes)
         return [f"{word} " for word in may if word.startswith(text)]

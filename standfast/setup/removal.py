@@ -83,7 +83,7 @@ class Leaving:
     """Of the tree that it serves."""
     consul: InConsul = InConsul()
     units: tuple[str, ...] = ()
-    """Of ours, active or enabled."""
+    """Of ours, active, failed or enabled."""
     mounted: str | None = None
     """What is mounted at the volume's path by us: `bind` or `nfs`."""
     fenced: bool = False

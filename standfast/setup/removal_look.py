@@ -130,7 +130,7 @@ class Look:
         names = {*known, *map(Path, installed.files)} - kept
         if not self.last:
             names &= set(own) - {UNITS / f"{config.nfs.unit}.d/standfast.conf"}
-        files, altered = [], []
+        files, altered = list[Path](), list[Path]()
         for path in sorted(names):
             text = self.places.text(path)
             if text is None or self._is_of_another(path):
@@ -176,10 +176,9 @@ class Look:
         names = {*units.loaded("standfast-*"), *self._wanted_by("standfast-*")}
         found = {name for name in names if self.last or self._is_own(name)}
         found |= {name for name in mounts if self._wanted_by(name)}
-        # What waits for its next start isn't active, and comes back.
-        gone = ("inactive", "failed")
+        # What waits for its next start isn't active, and comes back; what has failed is shown.
         asked = {*found, *mounts}
-        active = [name for name in asked if units.show(name, "ActiveState") not in gone]
+        active = [name for name in asked if units.show(name, "ActiveState") != "inactive"]
         return sorted({*active, *(name for name in found if self._wanted_by(name))}, key=_order)
 
     def _is_own(self, name: str) -> bool:

@@ -101,7 +101,7 @@ def test_a_client_that_mounts_by_a_unit_of_its_own_keeps_that() -> None:
 def test_what_a_package_has_put_in_place_is_not_copied_again() -> None:
     ships = brought(by_package=frozenset(brought().units), pages={}, programs={})
     goal = goal_of(ships=ships)
-    assert goal.units == goal.catalog == goal.links == {}
+    assert not goal.units and not goal.catalog and not goal.links
     shadowing = bare(shadowed=(UNITS / "standfast-agent@.service",))
     [problem] = found(shadowing, goal)
     assert problem.fix.startswith("rm /etc/systemd/system/standfast-agent@.service")

@@ -28,8 +28,8 @@ def places(tmp_path: Path) -> Places:
         if path.is_file():
             name = path.relative_to(CHECKOUT / "systemd")
             put(prefix, f"share/standfast/systemd/{name}", path.read_text())
-    for name in NAMES:
-        put(prefix, f"bin/{name}")
+    for program in NAMES:
+        put(prefix, f"bin/{program}")
     put(prefix, "share/man/man1/standfast.1", "page\n")
     put(prefix, "share/man/man1/other.1", "of a library\n")
     put(prefix, "share/zsh/site-functions/_standfast", "zsh\n")

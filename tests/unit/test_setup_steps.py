@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from standfast.setup import look, steps
-from standfast.setup.execute import Ended, Outcome, Step, execute
+from standfast.setup.execute import Act, Ended, Outcome, Step, execute
 from standfast.setup.observation import Observed, Server
 from standfast.setup.plan import Do, plan
 from standfast.setup.record import NAME, Installed
@@ -43,7 +43,7 @@ def effects_of(goal: Wanted, seen: Observed, places: Places, units: Manager) -> 
     return Effects(goal, seen, places, units, lambda _config: True)
 
 
-def acts_of(effects: Effects) -> Mapping[str, steps.Act]:
+def acts_of(effects: Effects) -> Mapping[str, Act]:
     """Without a look at whose files they are: those of a test are its user's."""
     return {**effects.acts(), Do.CHECK: lambda: None}
 

@@ -24,6 +24,7 @@ from standfast.requests.folder import Folder
 from standfast.requests.record import Arguments, Outcome, Verb
 from standfast.requests.taking import Node, Taker
 from standfast.requests.work import Work
+from standfast.system import clock
 from tests.support.configs import config_of
 from tests.support.terminal import PREFIX, Desk, a_desk, write_node
 
@@ -231,7 +232,7 @@ def test_promote_without_a_node_needs_a_storage_node(workstation: Desk) -> None:
 
 
 def interrupt_after(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    sleep, slept = asking.sleep, [0.0]
+    sleep, slept = clock.sleep, [0.0]
 
     def interrupted(length_s: float) -> None:
         slept[0] += length_s

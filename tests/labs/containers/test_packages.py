@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 
@@ -281,7 +282,7 @@ def test_an_upgrade_restarts_everything_and_the_primary_serves_on(packaged: Pack
             before = [pid(node, unit) for unit in running]
             dpkg(node, "--install", *packaged.built.new)
             assert state(node, "standfast") == f"installed {NEW}"
-            node.wait_for(lambda node=node: node.is_active(AGENT), 60.0, "its agent is back")
+            node.wait_for(partial(node.is_active, AGENT), 60.0, "its agent is back")
             after = [pid(node, unit) for unit in running]
             assert not set(before) & set(after), "one was not restarted"
             writers.wait_for_ack(PRIMARY, after_s=time.monotonic())

@@ -251,6 +251,15 @@ def test_a_removal_is_refused_where_the_role_came_at_the_last_moment(node: Node)
     assert node.log("start") == [f"systemctl start {agent}"]
 
 
+def test_a_removal_is_refused_where_nothing_may_be_stopped(node: Node) -> None:
+    node.active(f"standfast-agent@{VOLUME}.service")
+    node.put("table")
+    node.program("deb-systemd-invoke", "echo 'policy-rc.d returned 101, not running' >&2")
+    ended = node.run("standfast.prerm", "remove")
+    assert ended.returncode == 1 and "policy-rc.d forbid" in ended.stderr
+    assert not node.log("nft"), "who runs on has its fence"
+
+
 def test_a_removal_takes_away_what_keeps_an_nfs_server_from_being_a_plain_one(node: Node) -> None:
     node.active(f"standfast-agent@{VOLUME}.service", "standfast-exporter.service")
     node.put("table")

@@ -227,3 +227,12 @@ def test_there_are_the_scripts_that_are_needed() -> None:
         [f"{package}.{kind}" for package in PACKAGES for kind in ("postinst", "prerm", "postrm")]
         + ["standfast.preinst"]
     )
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_whatever_lintian_is_told_to_overlook_has_its_reason(package: str) -> None:
+    text = (DEBIAN / f"{package}.lintian-overrides").read_text()
+    assert text.startswith("# ")
+    tags = [line.split()[1] for line in text.splitlines() if not line.startswith("#")]
+    assert all(line.startswith(("#", f"{package}: ")) for line in text.splitlines())
+    assert "*" not in tags

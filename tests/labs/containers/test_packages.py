@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 
@@ -109,10 +110,15 @@ def ours(node: Container) -> str:
     """What is there of Standfast beside the volume's own data."""
     return node.sh(
         "find /etc /run /usr /var -xdev -name '*standfast*' -not -path '*/lib/dpkg/*' "
-        "-not -path '/var/log/*'; "
+        "-not -path '/var/log/*' -not -path '/run/systemd/propagate/*'; "
         "nft list tables; systemctl list-unit-files --no-legend 'standfast*'",
         check=False,
     )
+
+
+def as_a_machine(node: Container) -> None:
+    """The host may be a container itself, whose packages may neither start nor stop anything."""
+    node.run("rm", "-f", "/usr/sbin/policy-rc.d")
 
 
 def pid(node: Container, unit: str) -> str:
@@ -125,6 +131,9 @@ def pid(node: Container, unit: str) -> str:
 @pytest.fixture(scope="module")
 def plain(lab_factory: Callable[..., Lab]) -> Iterator[Container]:
     lab = lab_factory(nodes=("n1",))
+    # The image has them, as the state outlives a boot; no agent ever ran here.
+    as_a_machine(lab["n1"])
+    lab["n1"].run("rmdir", "/var/lib/standfast", "/etc/standfast")
     yield lab["n1"]
     lab.close()
 
@@ -137,8 +146,8 @@ def test_an_installation_starts_nothing_and_a_plain_nfs_server_goes_on(
     dpkg(plain, "--install", *built.old)
     assert (pid(plain, NFS), plain.is_active(NFS)) == (before, True)
     assert units(plain) == set()
-    enabled = plain.sh("systemctl list-unit-files --no-legend --state=enabled 'standfast*'")
-    assert enabled == ""
+    enabled = "systemctl list-unit-files --no-legend --state=enabled 'standfast*'"
+    assert plain.sh(enabled, check=False) == ""
     # The guard is asked by now, and says that this server is none of its own.
     plain.run("systemctl", "restart", NFS)
     assert pid(plain, NFS) != before
@@ -160,12 +169,13 @@ def test_every_file_belongs_to_a_package_and_every_program_runs(plain: Container
         assert plain.run(program, "--help").stdout
     assert "epoch" in plain.sh("standfast config example")
     assert plain.sh("standfast completion zsh").startswith("#compdef")
-    plain.run("systemd-analyze", "verify", "--man=no", f"{AGENT}.service", f"{LEASE}.service")
+    files = [f"/usr/lib/systemd/system/standfast-{name}@.service" for name in ("agent", "lease")]
+    plain.run("systemd-analyze", "verify", "--man=no", "--recursive-errors=no", *files)
 
 
 def test_with_a_configuration_the_guard_refuses_what_it_let_start_before(plain: Container) -> None:
     plain.run("systemctl", "stop", NFS)
-    plain.sh("standfast config example >/etc/standfast/data-services.toml")
+    plain.sh("mkdir /etc/standfast; standfast config example >/etc/standfast/data-services.toml")
     assert plain.run("systemctl", "start", NFS, check=False).returncode != 0
     plain.sh(f"rm /etc/standfast/data-services.toml; systemctl reset-failed {NFS}")
     plain.run("systemctl", "start", NFS)
@@ -200,13 +210,13 @@ def test_an_nfs_server_that_comes_with_the_packages_stays_down(
     """Its package, as debhelper makes it, is unpacked and configured in the same run."""
     plain.sh(f"systemctl stop {NFS}; rm /etc/systemd/system/{NFS}; systemctl daemon-reload")
     root = "/root/nfs-kernel-server"
-    control = "Package: nfs-kernel-server\nVersion: 1\nArchitecture: all\nMaintainer: lab <l@l>\n"
+    control = "Package: nfs-kernel-server\nVersion: 1:9\nArchitecture: all\nMaintainer: lab <l@l>\n"
     plain.write(f"{root}/DEBIAN/control", f"{control}Description: a stand-in\n")
     plain.write(f"{root}/DEBIAN/postinst", OTHER_POSTINST, 0o755)
     plain.write(f"{root}/lib/systemd/system/{NFS}", OTHER_UNIT)
     plain.run("dpkg-deb", "--build", "--root-owner-group", root)
     dpkg(plain, "--install", f"{root}.deb", *built.new)
-    assert state(plain, "nfs-kernel-server") == "installed 1"
+    assert state(plain, "nfs-kernel-server") == "installed 1:9"
     assert not plain.is_active(NFS)
     assert plain.run("systemctl", "is-enabled", NFS, check=False).stdout.strip() == "disabled"
     dpkg(plain, "--purge", "nfs-kernel-server", *reversed(NAMES))
@@ -227,6 +237,7 @@ class Packaged(ContainerCluster):
 
     def install_on(self, node: Container) -> None:
         """As the guide says: the packages, the configuration, the keys' lines, directories."""
+        as_a_machine(node)
         dpkg(node, "--install", *self.built.old)
         self.configure(node)
         for other in self.lab:
@@ -271,7 +282,7 @@ def test_an_upgrade_restarts_everything_and_the_primary_serves_on(packaged: Pack
             before = [pid(node, unit) for unit in running]
             dpkg(node, "--install", *packaged.built.new)
             assert state(node, "standfast") == f"installed {NEW}"
-            node.wait_for(lambda node=node: node.is_active(AGENT), 60.0, "its agent is back")
+            node.wait_for(partial(node.is_active, AGENT), 60.0, "its agent is back")
             after = [pid(node, unit) for unit in running]
             assert not set(before) & set(after), "one was not restarted"
             writers.wait_for_ack(PRIMARY, after_s=time.monotonic())

@@ -53,6 +53,9 @@ ON = Argument(
     "have another storage node do it, through Consul (default: this one, or the primary)",
     "NODE",
 )
+ON_HERE = Argument(
+    "--on", "have another storage node do it, through Consul (default: this one)", "NODE"
+)
 QUIET = Argument("--quiet", "no progress output")
 TIMEOUT = Argument(
     "--timeout",

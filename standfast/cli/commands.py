@@ -9,6 +9,7 @@ from standfast.cli.command import (
     DRY_RUN,
     JSON,
     ON,
+    ON_HERE,
     QUIET,
     REASON,
     TIMEOUT,
@@ -22,9 +23,10 @@ from standfast.cli.unit_commands import OF_UNITS
 __all__ = ["COMMANDS", "Argument", "Command", "visible"]
 
 _CHANGE = (VOLUME, DRY_RUN, JSON)
-_ROLE = (*_CHANGE, REASON, TIMEOUT, ON)
+_ROLE = (*_CHANGE, REASON, TIMEOUT)
 _GIVE_UP = (
     *_ROLE,
+    ON,
     Argument(
         "--accept-data-loss",
         "go on without the final snapshot when the disk is read-only, hangs or is gone",
@@ -55,7 +57,7 @@ COMMANDS: tuple[Command, ...] = (
         "doctor",
         "check this node; print the cause, the evidence and the fix of each problem",
         "standfast.cli.doctor:run",
-        (VOLUMES, JSON, ON, Argument("--all", "ask every storage node, all at once")),
+        (VOLUMES, JSON, ON_HERE, Argument("--all", "ask every storage node, all at once")),
         "Exits 0 when every check passes and 1 when one fails. On the primary it also checks the "
         "connection to each standby. With --all --json it prints a list, an object for each node; "
         "one that doesn't answer has `error` and `reason`.",
@@ -66,6 +68,7 @@ COMMANDS: tuple[Command, ...] = (
         "standfast.cli.role:run",
         (
             *_ROLE,
+            ON_HERE,
             Argument("--accept-data-loss", "promote a snapshot that is older than max_data_loss"),
             DESPITE,
         ),

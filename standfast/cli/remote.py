@@ -20,6 +20,7 @@ from standfast.reasons import Reason
 from standfast.replication.reporting import leader_of
 from standfast.requests.asking import ACCEPT_S, Asker, NotTaken, new_request
 from standfast.requests.folder import Folder
+from standfast.requests.programs import LAST_WORD_S
 from standfast.requests.record import OF_HOLDER, Arguments, Outcome, Verb
 from standfast.system.lines import lines_of
 from standfast.text import clean_lines
@@ -93,7 +94,7 @@ def ask(
     asker = Asker(Folder(config, gateway_of(config)), request)
     try:
         asker.until_taken(min(ACCEPT_S, arguments.timeout_s))
-        return asker.watch(on_progress, watch_s or arguments.timeout_s)
+        return asker.watch(on_progress, watch_s or arguments.timeout_s + 2 * LAST_WORD_S)
     except KeyboardInterrupt:
         _interrupted(asker, verb, node)
         raise

@@ -8,17 +8,17 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from standfast.assembly.parts import parts
 from standfast.cli import setup_questions
 from standfast.cli.output import print_json
 from standfast.config.load import DEFAULT_DIR, config_dir, config_files
+from standfast.config.model import Config
 from standfast.consul.access import check_token
-from standfast.consul.gateway import PATIENT_S, ConsulGateway
 from standfast.errors import (
     AS_ROOT,
     ConfigError,
+    ConsulDenied,
     NeedsRoot,
     Refused,
     StandfastError,
@@ -28,7 +28,7 @@ from standfast.errors import (
 from standfast.reasons import Reason
 from standfast.setup import given, shipped
 from standfast.setup.execute import Ended, Outcome, execute, rehearse
-from standfast.setup.look import agent_answers, disk_of, foreign_mount, look
+from standfast.setup.look import agent_answers, disk_of, foreign_mount, gateway, look
 from standfast.setup.observation import Observed
 from standfast.setup.plan import is_done, plan
 from standfast.setup.readiness import Problem, problems
@@ -103,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
     return _end(args, goal, seen, found, lines)
 
 
-def _answers(config: Any) -> bool:
+def _answers(config: Config) -> bool:
     if config.node in config.nodes:
         return agent_answers(config)
     return SystemdUnits().is_active(f"standfast-watch@{config.volume}.service")
@@ -185,13 +185,20 @@ def _goal(
     return wanted(config, text, token, brought, disk_of(config), mounts=mounts)
 
 
-def _name_in_consul(token: str | None, config: Any) -> str:
+def _name_in_consul(token: str | None, config: Config) -> str:
+    """Returns what Consul's agent here is called, empty where a client's token may not ask.
+
+    UsageError where that can't be known: a storage node is not to be taken for a client.
+    """
     try:
-        environ = {} if token is None else {"CONSUL_HTTP_TOKEN": token}
-        asked = ConsulGateway.from_config(config, timeout_s=PATIENT_S, environ=environ)
-        return asked.node_name()
-    except StandfastError:
-        return ""  # `consul` is one of the problems
+        return gateway(config, token).node_name()
+    except ConsulDenied:
+        return ""
+    except StandfastError as error:
+        raise UsageError(
+            f"{config.node} is none of [nodes], and what this machine's Consul agent is called "
+            f"isn't known ({error}): name the node by --node, or bring that agent up"
+        ) from error
 
 
 # What is said

@@ -191,9 +191,12 @@ class _Joining:
         except StandfastError as error:
             return Step("primary", Mark.BAD, str(error), error=error)
         if leader is None:
-            text = f"{self.config.key('leader')} doesn't exist: nobody is primary yet"
-            fix = "standfast promote, on the node that has the data"
-            return Step("primary", Mark.BAD, text, (fix,))
+            return Step(
+                "primary",
+                Mark.LEFT,
+                f"nobody is primary yet: replication to {self.node} is prepared. Once, on the node "
+                f"that has the data: standfast promote",
+            )
         holder = leader.holder.node
         if holder == self.config.node:
             return Step("primary", Mark.OK, f"{holder} is the primary, in epoch {leader.epoch}")

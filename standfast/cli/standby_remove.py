@@ -14,6 +14,7 @@ from standfast.cli.steps import Report, node_name
 from standfast.config.load import load_volume
 from standfast.config.model import Config
 from standfast.consul.gateway import ConsulGateway
+from standfast.consul.volume_keys import keys_of
 from standfast.errors import Refused, StandfastError
 from standfast.reasons import Reason
 from standfast.replication import pins, state
@@ -118,10 +119,12 @@ def _state(config: Config, node: str, dry_run: bool) -> Step:
 
 
 def _key(config: Config, gateway: ConsulGateway, node: str, dry_run: bool) -> Step:
-    key = config.key(f"standbys/{node}")
-    if gateway.get(key, consistent=True) is None:
-        return Step("consul", Mark.OK, f"{key} doesn't exist")
+    keys = [key for key in keys_of(config, node) if gateway.get(key, consistent=True) is not None]
+    words = ", ".join(keys)
+    if not keys:
+        return Step("consul", Mark.OK, f"no key there is about {node}")
     if dry_run:
-        return Step("consul", Mark.LEFT, f"would delete {key}")
-    gateway.delete(key)
-    return Step("consul", Mark.OK, f"{key} is deleted")
+        return Step("consul", Mark.LEFT, f"would delete {words}")
+    for key in keys:
+        gateway.delete(key)
+    return Step("consul", Mark.OK, f"{words}: deleted")

@@ -47,19 +47,27 @@ def run(args: argparse.Namespace) -> int:
     wish = Ask(args.cluster, args.keep_serving, args.package)
     lines = Lines(quiet=args.json)
     places = shipped.Places()
-    looks = [
-        Look(config, number + 1 == left, shipped.look(places), places, is_configured, args.cluster)
-        for number, config in enumerate(configs)
-    ]
-    all_seen = [look.leaving() for look in looks]
-    for seen in all_seen:  # all of them, before anything of the first goes
-        check(seen, wish)
+
+    def look() -> list[Leaving]:
+        """All of them, before anything of the first goes."""
+        brought = shipped.look(places)
+        looks = [
+            Look(config, number + 1 == left, brought, places, is_configured, args.cluster)
+            for number, config in enumerate(configs)
+        ]
+        found = [one.leaving() for one in looks]
+        for seen in found:
+            check(seen, wish)
+        return found
+
+    all_seen = look()
     if asks and not args.dry_run:
         agreed = _ask(all_seen, wish)
         if agreed is None:
             return 0
         wish = agreed
         lines.ended.clear()
+        all_seen = look()  # the answer may have taken an hour
     for seen in all_seen:
         _carry_out(seen, wish, lines, places, dry_run=args.dry_run)
         if lines.failed and not _is_optional(lines):

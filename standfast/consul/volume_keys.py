@@ -24,6 +24,11 @@ HOLDS = "holds/"
 """Nodes that don't take over by themselves."""
 
 
+def keys_of(config: Config, node: str) -> tuple[str, ...]:
+    """Returns the keys that are about one node: they go when it is no storage node any more."""
+    return tuple(config.key(f"{folder}{node}") for folder in (CANDIDATES, "standbys/", HOLDS))
+
+
 def read_volume(
     consul: Keys, config: Config, *more: str, deadline: Deadline | None = None
 ) -> Mapping[str, Entry]:

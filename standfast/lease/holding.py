@@ -145,9 +145,9 @@ class LeaseKeys:
         epoch_keys = {
             past: self._config.key(f"history/{past}") for past in range(epoch, oldest, -1)
         }
-        folder = self._config.key(CANDIDATES)
+        folder, on_hold = self._config.key(CANDIDATES), self._config.key(HOLDS)
         keys = [pause_key, *epoch_keys.values()]
-        entries = self._consul.read(keys, folders=[folder], deadline=deadline)
+        entries = self._consul.read(keys, folders=[folder, on_hold], deadline=deadline)
         pause = entries[pause_key]
         history_entries = {
             past: HistoryEntry.parse(entry.value, key)
@@ -160,7 +160,9 @@ class LeaseKeys:
                 continue
             with contextlib.suppress(ForeignValue):  # whoever wrote it is no candidate
                 word = CandidateRecord.parse(entry.value, entry.key)
-                words[word.node] = (word, entry.modify_index)
+                # It may not have read yet that it is on hold.
+                if f"{on_hold}{word.node}" not in entries:
+                    words[word.node] = (word, entry.modify_index)
         return Prospects(
             None if pause is None else Pause.parse(pause.value, pause_key),
             history_entries.get(epoch),
@@ -178,7 +180,7 @@ class LeaseKeys:
         held = self.read_all()
         if claim.unless_paused and held.paused:
             raise Refused(Reason.PAUSED, "somebody paused automatic takeovers: `standfast resume`")
-        if claim.unless_paused and held.on_hold:
+        if self._is_barred_by_hold(claim, held) and held.on_hold:
             node = self._me.node
             raise Refused(Reason.ON_HOLD, f"{node} is on hold: `standfast standby release {node}`")
         objection = protocol.objection(claim, held, monotonic(), self._config.lease.wait)
@@ -215,13 +217,20 @@ class LeaseKeys:
             utc_now(),
             claim.follows,
         )
-        forbidding = ("pause", f"{HOLDS}{self._me.node}") if claim.unless_paused else ()
+        forbidding = ["pause"] if claim.unless_paused else []
+        if self._is_barred_by_hold(claim, held):
+            forbidding.append(f"{HOLDS}{self._me.node}")
         return [
             *(CheckNotExists(self._config.key(name)) for name in forbidding),
             Cas(self._epoch_key, held.epoch_index, dump_epoch(leader.epoch)),
             Cas(self._leader_key, held.leader_index, leader.dump()),
             Cas(self._config.key(f"history/{leader.epoch}"), 0, history_entry.dump()),
         ]
+
+    def _is_barred_by_hold(self, claim: Claim, held: Versioned) -> bool:
+        """Tells whether this would be a takeover that nobody asked for, from another node."""
+        followed = held.leader is not None and held.leader.holder.node != self._me.node
+        return claim.unless_paused and followed
 
     def _starting(self, epoch: int, seq: int, wait_s: float) -> Leader:
         """Returns a heartbeat that stands alone: of an epoch's begin, or in a deleted one's

@@ -84,6 +84,11 @@ def own_file(config: Config, etc: Path = ETC) -> Path:
     return etc / "exports.d" / f"standfast-{config.volume}.exports"
 
 
+def plain_export_file(config: Config) -> Path:
+    """Returns where `uninstall --keep-serving` leaves the export of a plain server."""
+    return own_file(config).with_name(f"{config.volume}.exports")
+
+
 def files_of_others(etc: Path, own: Path) -> list[Path]:
     """Returns the files that exportfs reads beside `own`, in its order, whether they are there or
     not."""

@@ -177,6 +177,12 @@ def as_options(options: Sequence[str]) -> list[str]:
     return [word for option in options for word in ("-o", option)]
 
 
+def with_known_hosts(config: Config) -> tuple[str, str]:
+    """Returns the option of ssh for our file of host keys, and the user's after it."""
+    ours = str(known_hosts(config)).replace("%", "%%")
+    return "-o", f'UserKnownHostsFile="{ours}" ~/.ssh/known_hosts'
+
+
 def ssh_argv(config: Config, standby: str, *, accept_new: bool = False) -> list[str]:
     """Returns the ssh command to the standby with the replication key, up to the address; nobody is
     asked anything.
@@ -185,13 +191,12 @@ def ssh_argv(config: Config, standby: str, *, accept_new: bool = False) -> list[
     an operator before it, says `accept_new`: an unknown one is noted then, a changed one never.
     """
     options = config.replication
-    ours = str(known_hosts(config)).replace("%", "%%")
     argv = [
         *("ssh", "-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10"),
         *as_options(OF_SESSION),
         *as_options(OF_KEY),
         *("-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3"),
-        *("-o", f'UserKnownHostsFile="{ours}" ~/.ssh/known_hosts'),
+        *with_known_hosts(config),
         *("-o", f"StrictHostKeyChecking={'accept-new' if accept_new else 'yes'}"),
         *("-i", str(options.ssh_key)),
         f"{options.ssh_user}@{config.nodes[standby].address}",

@@ -27,6 +27,7 @@ from standfast.replication.keys import (
     public_key,
     public_path,
     ssh_argv,
+    with_known_hosts,
 )
 from standfast.replication.session import SSH_FAILED
 from standfast.replication.standby_step import Mark, Step
@@ -124,7 +125,8 @@ class StandbyConnection:
         target = f"{config.replication.ssh_user}@{config.nodes[self.standby].address}"
         words = self._authorize(key)
         argv = ["ssh", "-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10"]
-        argv += [*as_options(OF_SESSION), target]
+        # The host key that was just accepted for the replication key's door is known to this, too.
+        argv += [*as_options(OF_SESSION), *with_known_hosts(config), target]
         # As the replication does: the standby looks from where this comes.
         argv[1:1] = from_own_address(config, self.standby, argv)
         if self.dry_run:

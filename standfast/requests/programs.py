@@ -17,6 +17,8 @@ from standfast.system.clock import Deadline
 from standfast.system.run import run
 from standfast.system.threads import start
 
+LAST_WORD_S = 10.0
+"""A program that has the limit itself says what came of it until then."""
 TAIL = 4000
 """Characters of what it says on stderr that are passed on."""
 
@@ -63,7 +65,7 @@ def begin(program: Sequence[str], volume: str, work: Work) -> None:
 def _carry_out(argv: Sequence[str], work: Work) -> None:
     request = work.request
     work.say(f"{request.node} runs `standfast {request.verb}`")
-    deadline = Deadline.after(request.arguments.timeout_s)
+    deadline = Deadline.after(request.arguments.timeout_s + LAST_WORD_S)
     done = run(argv, deadline=deadline, op=f"request:{request.verb}", check=False)
     document = None
     if request.arguments.as_json:

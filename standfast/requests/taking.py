@@ -34,8 +34,6 @@ IDLE_S = 5.0
 """For so long a change of the bell is waited for."""
 NO_BELL_S = 2.0
 """Between two looks before anybody ever asked for anything."""
-QUEUE_S = 60.0
-"""What was taken and hasn't begun by then isn't carried out any more."""
 TROUBLE_S = 1.0
 TIDY_EVERY_S = 600.0
 FORGOTTEN_S = 3600.0
@@ -76,7 +74,6 @@ class Taker:
         """When the requester of each that we meant to take was there."""
         self._begun: set[str] = set()
         self._work: dict[str, Work] = {}
-        self._taken_at: dict[str, float] = {}
         self._unchanged: dict[str, tuple[int, float]] = {}
         self._tidied_at = up()
         self._trouble = ""
@@ -175,22 +172,27 @@ class Taker:
         work.end(4, error=text, reason=str(Reason.INTERRUPTED))
 
     def _looked_after(self, request: Request) -> Work:
-        self._taken_at[request.id] = up()
         work = self._work[request.id] = Work(request, self._node.run)
         return work
 
     # Telling
 
     def _tell(self) -> None:
+        for work in self._work.values():
+            work.expire()
+        trouble: ConsulError | None = None
         for name, work in list(self._work.items()):
-            if up() - self._taken_at[name] > QUEUE_S:
-                work.expire()
             outcome = work.due(up())
-            if outcome is not None:
-                self._folder.tell(outcome)
-                work.told(outcome, up())
+            try:
+                if outcome is not None:
+                    self._folder.tell(outcome)
+                    work.told(outcome, up())
+            except ConsulError as error:  # what can't be told of one is told of the others
+                trouble = error
             if work.is_over:
-                del self._work[name], self._taken_at[name]
+                del self._work[name]
+        if trouble is not None:
+            raise trouble
 
     # Tidying
 
@@ -210,11 +212,14 @@ class Taker:
         for key, (index, since) in self._unchanged.items():
             if now - since < FORGOTTEN_S or not _is_ours(there[key]):
                 continue
+            # What is taken doesn't change any more: it is at work for as long as its outcome does.
+            told = self._unchanged.get(key.replace(f"/{REQUESTS}", f"/{OUTCOMES}"))
+            if told is not None and now - told[1] < FORGOTTEN_S:
+                continue
             try:
                 self._folder.remove(key, index)
             except ConsulError as error:
                 log.info("%s", ours(error))
-                return
 
 
 def _is_ours(entry: Entry) -> bool:

@@ -18,12 +18,15 @@ from standfast.consul.record import MOST_SHOWN
 from standfast.errors import StandfastError, ours
 from standfast.reasons import Reason
 from standfast.requests.record import MOST_DOCUMENT, MOST_TEXT, Outcome, Request
+from standfast.system.clock import up
 from standfast.system.local_socket import parse
 from standfast.text import MOST_SENTENCE, clean_lines
 
 TELL_EVERY_S = 0.5
 BEAT_EVERY_S = 2.0
 """While nothing is said."""
+QUEUE_S = 60.0
+"""What was taken and hasn't begun by then isn't carried out: whoever asked has been told so."""
 
 
 class Work:
@@ -35,6 +38,7 @@ class Work:
         self._outcome = Outcome(request.id, request.node, run)
         self._lines: list[str] = []
         self._is_begun = False
+        self._taken_at = up()
         self._first = 0
         self._told = self._outcome
         """As it stands in Consul."""
@@ -73,6 +77,7 @@ class Work:
 
     def begin(self) -> bool:
         """Tells whether it may be carried out, now; `expire` can't end it any more then."""
+        self.expire()
         with self._lock:
             self._is_begun = not self._outcome.ended
             return self._is_begun
@@ -105,9 +110,9 @@ class Work:
         self.end(known.exit_code, error=str(known), reason=_reason(known))
 
     def expire(self) -> None:
-        """Ends it, unless it has begun."""
+        """Ends it where it has waited for too long, unless it has begun."""
         with self._lock:
-            if self._is_begun or self._outcome.ended:
+            if self._is_begun or self._outcome.ended or up() - self._taken_at <= QUEUE_S:
                 return
             text = (
                 f"the agent of {self.request.node} was busy with something else; nothing was done. "

@@ -185,7 +185,8 @@ def _barred(
     stopped = stopped_for_all(view)
     if stopped is not None:
         return stopped
-    if (hold := view.holds.get(local.node)) is not None:
+    # Going on with its own tree, of which nobody followed, is no taking over.
+    if (hold := view.holds.get(local.node)) is not None and not in_place:
         return blocked(Reason.ON_HOLD, on_hold(hold))
     was_holder = leader.holder.node == local.node and (local.own is not None or leader.is_clean)
     if leader.holder.node == local.node and not was_holder:

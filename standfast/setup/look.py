@@ -114,13 +114,13 @@ def _has_fence(config: Config) -> bool:
     return (backend != "ipset" and nft_works()) or (backend != "nftables" and ipset_installed())
 
 
-def gateway(wanted: Wanted) -> ConsulGateway:
+def gateway(config: Config, token: str | None) -> ConsulGateway:
     """Returns Consul, asked with the token that was given, as its file may not be there yet."""
-    if wanted.token is None:
-        return ConsulGateway.from_config(wanted.config, timeout_s=PATIENT_S)
-    access = replace(wanted.config.consul, token_file=None)
-    environ = dict(TAKEN) | {"CONSUL_HTTP_TOKEN": wanted.token}
-    config = replace(wanted.config, consul=access)
+    if token is None:
+        return ConsulGateway.from_config(config, timeout_s=PATIENT_S)
+    access = replace(config.consul, token_file=None)
+    environ = dict(TAKEN) | {"CONSUL_HTTP_TOKEN": token}
+    config = replace(config, consul=access)
     return ConsulGateway.from_config(config, timeout_s=PATIENT_S, environ=environ)
 
 
@@ -129,7 +129,7 @@ def _consul(wanted: Wanted) -> InConsul:
     if wanted.token is None and token is not None and not token.exists():
         return InConsul(wanted.config.node)  # `token` says what is missing
     try:
-        consul = gateway(wanted)
+        consul = gateway(wanted.config, wanted.token)
         name = ""
         if wanted.is_storage:  # a client's token may be allowed neither
             name = consul.node_name()

@@ -96,6 +96,9 @@ def _config(seen: Observed, wanted: Wanted) -> Step:
         return Step(Do.CONFIG, f"{source}: volume {wanted.config.volume}")
     if there != wanted.text:
         return Step(Do.CONFIG, f"replace {source}; the one that is there is kept beside it")
+    if str(source) in seen.installed.files and not seen.installed.wrote(source, there):
+        # By hand, since the setup that wrote it: what runs may be of before.
+        return Step(Do.CONFIG, f"{source}: it was edited since the last setup")
     return Step(Do.CONFIG, f"{source}: volume {wanted.config.volume}", pending=False)
 
 

@@ -13,6 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from standfast.config.model import Config
+from standfast.consul.volume_keys import keys_of
 from standfast.errors import Refused, UsageError
 from standfast.reasons import Reason
 from standfast.setup.execute import Step
@@ -106,6 +107,10 @@ class Leaving:
     """What could not be looked at, and why."""
     blind: str | None = None
     """Why it isn't known which processes of ours run; None: it is."""
+    by_package: bool = False
+    """A package has the guard, which stays."""
+    export_taken: Path | None = None
+    """Where the plain export would be, and somebody's file is."""
     data: tuple[tuple[str, str], ...] = field(default=())
     """What stays, and the command that deletes it."""
 
@@ -141,6 +146,24 @@ def _check_keeps_serving(seen: Leaving) -> None:
             "--keep-serving is for the kernel's server: nfs-ganesha exports a bind mount that only "
             "the agent makes. `standfast demote`, uninstall, and export by your ganesha.conf"
         )
+    if not seen.last:
+        raise Refused(
+            Reason.STILL_IN_USE,
+            f"this node has other volumes, and one NFS server with one fence for all of them: "
+            f"uninstall those first (`standfast uninstall --volume ...`), {config.volume} last",
+        )
+    if seen.by_package:
+        raise UsageError(
+            "--keep-serving is for an installation of the wheel: the package's guard would refuse "
+            "the plain server's next start. `standfast demote`, `apt purge standfast`, then export "
+            f"{config.paths.live} in /etc/exports and start nfs-server"
+        )
+    if seen.export_taken is not None:
+        raise Refused(
+            Reason.STILL_IN_USE,
+            f"{seen.export_taken} is somebody's: the plain export would be written there. Give it "
+            f"another name, or take it away",
+        )
     if seen.role is None or seen.fsid is None:
         raise Refused(
             Reason.NOT_PRIMARY,
@@ -172,8 +195,7 @@ def _check_cluster(seen: Leaving) -> None:
 
 
 def _others(config: Config, names: Sequence[str]) -> str:
-    keys = " ".join(config.key(f"{kind}/{name}") for name in names
-                    for kind in ("candidates", "standbys"))  # fmt: skip
+    keys = " ".join(key for name in names for key in keys_of(config, name))
     return (
         f"other nodes are storage nodes of {config.volume} by their word in Consul "
         f"({', '.join(names)}): `standfast uninstall` there first. For one that is gone for good: "

@@ -12,11 +12,14 @@ from standfast.clients.units import unit_files, unit_name
 from standfast.config.model import Config
 from standfast.consul.gateway import PATIENT_S, ConsulGateway
 from standfast.consul.records import Leader, longest_wait_s
+from standfast.consul.volume_keys import keys_of
 from standfast.errors import StandfastError, ours
 from standfast.fence.choice import fence_from
 from standfast.fence.made_for import MadeFor
 from standfast.lease.files import LeaseStatus
 from standfast.names import parse_aside
+from standfast.nfs.foreign_exports import plain_export_file
+from standfast.nfs.kernel import export_line
 from standfast.nfs.state import SETTINGS
 from standfast.node.own_epoch import OwnEpoch, Stage
 from standfast.replication.authorized import revoke
@@ -82,8 +85,17 @@ class Look:
             state=tuple(self._state(installed)),
             data=tuple(self._storage("the storage", lambda: list(self._data()), [])),
             unknown=tuple(self.unknown),
+            by_package=bool(self.shipped.by_package),
+            export_taken=self._export_taken(own),
             blind=next((text for text in self.unknown if text.startswith(PROCESSES)), None),
         )
+
+    def _export_taken(self, own: OwnEpoch | None) -> Path | None:
+        path = plain_export_file(self.config)
+        there = self.places.text(path)
+        if there is None or own is None or own.fsid is None:
+            return None if there is None else path
+        return None if there == export_line(self.config, self.config.paths.live, own.fsid) else path
 
     def _tried(self, what: str, look: Callable[[], T], doubt: T) -> T:
         try:
@@ -98,8 +110,8 @@ class Look:
         return self._tried(what, look, doubt)
 
     def _role(self, own: OwnEpoch | None) -> str | None:
-        if any("the role" in text for text in self.unknown):
-            return self.unknown[0]
+        if (doubt := self._doubt("the role")) is not None:
+            return doubt
         if own is not None:
             return f"epoch {own.epoch}, {own.stage}"
         if not self.asks_consul:  # its volumes' configurations are gone, maybe not their roles
@@ -110,7 +122,11 @@ class Look:
         lease = self._tried("the lease", lambda: LeaseStatus.load(self.config.run_dir), None)
         if lease is not None and lease.serves(monotonic()):
             return f"it holds the lease of epoch {lease.epoch}"
-        return None
+        return self._doubt("the lease")
+
+    def _doubt(self, what: str) -> str | None:
+        """Returns why this isn't known; None: it is."""
+        return next((text for text in self.unknown if text.startswith(f"{what}: ")), None)
 
     # Files
 
@@ -229,7 +245,7 @@ class Look:
         if not self.last or self.config.replication.command:
             return
         text = self.places.text(self._key_paths()[1]) or ""
-        if fields_of(text)[2:3] == [comment_of(self.config.cluster, self.config.node)]:
+        if fields_of(text.rstrip("\n"))[2:3] == [comment_of(self.config.cluster, self.config.node)]:
             yield from (path for path in self._key_paths() if self.places.at(path).exists())
 
     # What it knows, and what stays
@@ -286,8 +302,8 @@ def in_consul(config: Config, *, waits: bool) -> InConsul:
         keys = [entry.key for entry in entries]
         told = {"candidates", "standbys"}
         nodes = {name for kind, name in _named(keys, config) if kind in told} - {config.node}
-        own = [config.key(f"{kind}/{config.node}") for kind in sorted(told)]
-        own = [key for key in (*own, config.client_key(config.node)) if key in keys]
+        mine = (*keys_of(config, config.node), config.client_key(config.node))
+        own = [key for key in mine if key in keys]
         registered = config.service_id in consul.local_services()
         instances = consul.instances(config.service)
         foreign = {one.node for one in instances if one.service_id == config.service_id}

@@ -16,7 +16,7 @@ from standfast.consul.gateway import PATIENT_S, ConsulGateway
 from standfast.errors import Refused, StandfastError
 from standfast.fence.choice import take_away
 from standfast.mounts.mounts import let_go
-from standfast.nfs.foreign_exports import own_file
+from standfast.nfs.foreign_exports import own_file, plain_export_file
 from standfast.nfs.kernel import export_line
 from standfast.node.own_epoch import OwnEpoch
 from standfast.reasons import Reason
@@ -92,8 +92,7 @@ class Effects:
         config, fsid = self.seen.config, self.seen.fsid
         assert fsid is not None, "checked before"
         line = export_line(config, config.paths.live, fsid)
-        path = own_file(config).with_name(f"{config.volume}.exports")
-        write_atomically(self.places.at(path), line, durable=True)
+        write_atomically(self.places.at(plain_export_file(config)), line, durable=True)
 
     def stop(self) -> None:
         """The agent ends first, so that nobody takes over here meanwhile; the lease process last:

@@ -9,6 +9,7 @@ from msgspec import structs
 
 from standfast.config.model import Node as NodeConfig
 from standfast.consul.records import Hold
+from standfast.node.own_epoch import OwnEpoch, Stage
 from standfast.reasons import Reason
 from standfast.role.candidacy import consider
 from standfast.role.decision import NO_REQUEST, Action, Moment, Request
@@ -161,6 +162,16 @@ def test_what_somebody_decided_goes_on_in_spite_of_a_hold(heartbeat: str, asked:
     view = replace(cluster(heartbeat, silent=500, holder_health="critical"), holds=HOLDS)
     decision = consider(view, local("b", [snap(60)]), config(), NOW, asked)
     assert (decision.action, decision.unless_paused) == (Action.PROMOTE, False)
+
+
+def test_a_holder_that_comes_back_to_its_own_tree_goes_on_in_spite_of_a_hold() -> None:
+    """It was promoted while on hold; nobody else has what it wrote last."""
+    own = OwnEpoch(5, Stage.READY, "fsid", None, in_place=False)
+    back = replace(local("a", [snap(60)]), own=own, has_live=True)
+    view = cluster("e5 a/a1 #7 serving", silent=500, holder_health="critical")
+    before = consider(view, back, config(), NOW, NO_REQUEST)
+    held = consider(replace(view, holds=HOLDS), back, config(), NOW, NO_REQUEST)
+    assert before.in_place and held == before
 
 
 def test_nobody_waits_for_a_better_candidate_on_hold() -> None:

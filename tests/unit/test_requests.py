@@ -27,8 +27,8 @@ from standfast.requests.decide import CLOSE_S
 from standfast.requests.folder import MOST, Folder
 from standfast.requests.programs import words_of
 from standfast.requests.record import Arguments, Outcome, Request, Verb
-from standfast.requests.taking import FORGOTTEN_S, QUEUE_S, TIDY_EVERY_S, Node, Taker
-from standfast.requests.work import Work
+from standfast.requests.taking import FORGOTTEN_S, TIDY_EVERY_S, Node, Taker
+from standfast.requests.work import QUEUE_S, Work
 from standfast.system import clock, environment
 from standfast.system.clock import Deadline
 from tests.fakes.clock import StoppedClock

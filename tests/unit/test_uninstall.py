@@ -95,6 +95,23 @@ def test_only_the_last_storage_node_goes_on_serving() -> None:
         check(replace(PRIMARY, config=ganesha), Ask(keep_serving=True))
 
 
+def test_a_node_that_has_more_than_this_volume_does_not_go_on_serving_it_so() -> None:
+    """The fence shuts the port for all of them when the lease of one is over."""
+    reason, text = refusal(replace(PRIMARY, last=False), Ask(keep_serving=True))
+    assert reason is Reason.STILL_IN_USE and "other volumes" in text
+
+
+def test_a_package_s_guard_would_refuse_the_plain_server() -> None:
+    with pytest.raises(UsageError, match="apt purge"):
+        check(replace(PRIMARY, by_package=True), Ask(keep_serving=True))
+
+
+def test_a_file_of_exports_that_is_somebodys_is_not_written_over() -> None:
+    taken = replace(PRIMARY, export_taken=Path("/etc/exports.d/data-services.exports"))
+    reason, text = refusal(taken, Ask(keep_serving=True))
+    assert reason is Reason.STILL_IN_USE and "/etc/exports.d/data-services.exports" in text
+
+
 def test_consul_is_emptied_only_when_nobody_is_left_who_uses_it() -> None:
     check(leaving(), Ask(cluster=True))
     held = leaving(consul=InConsul(holder="c1"))

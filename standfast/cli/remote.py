@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -101,6 +102,8 @@ def ask(
 
 
 def _interrupted(asker: Asker, verb: Verb, node: str) -> None:
+    # A second ^C meanwhile would leave the request there.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         if asker.withdraw():
             note(f"`{verb}` is withdrawn: {node} had not taken it, and nothing was done")
@@ -108,6 +111,8 @@ def _interrupted(asker: Asker, verb: Verb, node: str) -> None:
             note(f"{node} goes on with `{verb}`: {LOOK.format(id=asker.id)}")
     except NotTaken as error:
         note(str(error))
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def show(outcome: Outcome, *, as_json: bool) -> int:

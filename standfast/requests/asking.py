@@ -63,16 +63,8 @@ class Asker:
     def until_taken(self, accept_s: float = ACCEPT_S) -> None:
         """Makes the request, and returns when its node has taken it; NotTaken when it hasn't within
         `accept_s`, Unreachable, Refused (busy) where too many are there."""
-        if len(self._folder.entries(REQUESTS)) >= MOST:
-            raise Refused(
-                Reason.BUSY,
-                f"{MOST} requests are there already (`standfast requests`): look at what makes "
-                "them; what nobody changes is deleted after an hour",
-            )
         end = up() + accept_s
-        before = up()
-        self._is_made = True  # as far as is known: the answer may be lost
-        self._folder.create(self._request)
+        before = self._make(end)
         while True:
             sleep(BEAT_S)
             trouble = ""
@@ -97,6 +89,27 @@ class Asker:
             if up() >= end:
                 self._give_up(self._not_taken(accept_s))
                 return
+
+    def _make(self, end: float) -> float:
+        """Makes the request, after an election of Consul's where there is one just now; returns
+        when the clock was read right before."""
+        while True:
+            before = up()
+            try:
+                if not self._is_made and len(self._folder.entries(REQUESTS)) >= MOST:
+                    raise Refused(
+                        Reason.BUSY,
+                        f"{MOST} requests are there already (`standfast requests`): look at what "
+                        "makes them; what nobody changes is deleted after an hour",
+                    )
+                self._is_made = True  # as far as is known: the answer may be lost
+                self._folder.create(self._request)
+            except ConsulError:
+                if up() >= end:
+                    raise
+                sleep(BEAT_S)
+            else:
+                return before
 
     def _not_taken(self, accept_s: float) -> str:
         node = self._request.node

@@ -560,6 +560,26 @@ def test_a_node_without_consul_goes_on_when_it_is_back(scene: Scene) -> None:
     assert asker.watch(lambda _: None, 60.0).exit_code == 0
 
 
+def test_a_request_is_made_after_an_election_of_consul(scene: Scene) -> None:
+    station = scene.station("n1")
+    station.answers = done("done")
+    began = scene.world.now
+
+    def election() -> None:
+        away = scene.world.now - began < 14.0
+        scene.consul.error = ConsulTimedOut("hangs") if away else None
+
+    scene.consul.error = ConsulTimedOut("hangs")
+    scene.world.turns.insert(0, election)
+    asker = scene.asker()
+    asker.until_taken()
+    assert asker.watch(lambda _: None, 60.0).exit_code == 0
+    scene.world.turns.remove(election)
+    scene.consul.error = ConsulTimedOut("hangs")
+    with pytest.raises(ConsulTimedOut):
+        scene.asker().until_taken()
+
+
 def test_a_short_outage_of_consul_is_sat_out_and_a_long_one_withdraws(scene: Scene) -> None:
     station = scene.station("n1")
     began = scene.world.now

@@ -23,7 +23,7 @@ import pytest
 from msgspec import structs
 
 from standfast.cli import standby_add
-from standfast.consul.records import StandbyRecord
+from standfast.consul.records import Hold, StandbyRecord
 from standfast.doctor import standby_checks, storage_checks
 from standfast.replication import pins, session, state, storage_facts, survey, wire
 from standfast.replication.authorized import Bound, authorized_line
@@ -605,10 +605,13 @@ def test_a_removed_standby_is_forgotten_and_keeps_its_data(pair: TwoNodes) -> No
     code, out, _ = pair.run("standby", "remove", "c1", "--dry-run")
     assert code == 0 and "would no longer keep" in out
     assert set(pins.load(config)) == {"c1"}
+    hold = Hold("c1", "ann", "a new disk", 1e9)
+    pair.gateway.put(config.key("holds/c1"), hold.dump())
     code, doc = pair.run_json("standby", "remove", "c1")
     assert code == 0 and doc["done"]
     assert dict(pins.load(config)) == {} and dict(state.load(config).standbys) == {}
-    assert pair.gateway.get(config.key("standbys/c1")) is None
+    about = [pair.gateway.get(config.key(f"{folder}/c1")) for folder in ("standbys", "holds")]
+    assert about == [None, None], "a machine of that name that comes later is barred by nothing"
     assert pair.names("c1", received=True) == there
     assert pair.run("standby", "remove", "c1")[0] == 0
 

@@ -409,6 +409,20 @@ def test_what_an_agent_has_no_time_for_is_told_and_not_done_later(scene: Scene) 
     assert QUEUE_S == 60.0
 
 
+def test_what_waited_too_long_is_not_begun_though_nobody_has_said_so_yet(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Consul was away, and nobody looked after it: the loop is free before that is back."""
+    now = 1000.0
+    monkeypatch.setattr("standfast.requests.work.up", lambda: now)
+    asked = Request(ID, Verb.DEMOTE, "n1", "ann@desk", 0, Arguments())
+    soon, late = Work(asked, "run"), Work(asked, "run")
+    now += QUEUE_S
+    assert soon.begin()
+    now += 1.0
+    assert not late.begin() and late.ended
+
+
 def test_an_agent_that_ended_in_the_middle_is_told_by_the_next_one(scene: Scene) -> None:
     first = scene.station("n1", "first")
     first.answers = lambda work: work.say("2/9 stop") if work.begin() else None

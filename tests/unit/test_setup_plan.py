@@ -120,6 +120,19 @@ def test_what_runs_reads_a_changed_file_the_lease_before_its_agent() -> None:
     assert pending(seen, goal) == [Do.CONFIG, Do.CHECK, Do.RESTART, Do.WAIT]
 
 
+def test_what_runs_reads_a_file_that_was_edited_in_its_place() -> None:
+    goal = goal_of()
+    installed = Installed().with_files({SOURCE: TEXT + "# before\n"})
+    assert pending(whole(goal, installed=installed), goal) == [
+        Do.CONFIG,
+        Do.CHECK,
+        Do.RESTART,
+        Do.WAIT,
+    ]
+    noted = Installed().with_files({SOURCE: goal.text})
+    assert is_done(plan(whole(goal, installed=noted), goal))
+
+
 def test_a_restart_that_was_cut_off_is_made_up_for() -> None:
     goal = goal_of()
     seen = whole(goal, installed=Installed(restart=True))

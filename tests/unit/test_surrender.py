@@ -23,6 +23,7 @@ from standfast.config.model import Config
 from standfast.consul.records import (
     CandidateRecord,
     HistoryEntry,
+    Hold,
     Holder,
     Leader,
     LeaderState,
@@ -751,6 +752,15 @@ def test_who_could_succeed_is_read_at_one_point_in_time(
     monkeypatch.setattr(holding.consul, "get_many", None)
     found = holding.keeper.keys.prospects(1, Deadline.after(60.0))
     assert (len(asked), list(found.candidates)) == (1, ["n2"])
+
+
+def test_who_is_on_hold_could_not_succeed_though_its_word_is_older(holding: Holding) -> None:
+    holding.run(5.0)
+    keys = holding.keeper.keys
+    assert list(keys.prospects(1, Deadline.after(60.0)).candidates) == ["n2"]
+    hold = Hold("n2", "ann", "a new disk", 1e9)
+    holding.consul.put(holding.config.key("holds/n2"), hold.dump())
+    assert list(keys.prospects(1, Deadline.after(60.0)).candidates) == []
 
 
 def test_how_long_it_has_not_served_is_told_meanwhile(holding: Holding) -> None:

@@ -117,6 +117,11 @@ FAMILIES = by_name(
             _STANDBY,
         ),
         Family(
+            "standby_on_hold",
+            "1: `standfast standby hold` took the standby out of those that take over by themselves",
+            _STANDBY,
+        ),
+        Family(
             "diverged_subvolumes",
             "Subvolumes kept aside here with data that the current primary never had",
         ),

@@ -52,6 +52,8 @@ def _from_consul(consul: FromConsul, config: Config) -> Iterator[Sample]:
         began_by = (consul.began_by or "").partition(":")[0]
         yield "epoch_start_timestamp_seconds", consul.since, (began_by,)
     for standby in consul.standbys:
+        if standby.on_hold is not UNSET:
+            yield "standby_on_hold", float(standby.on_hold is not None), (standby.node,)
         if standby.word is not UNSET and standby.word is not None:
             yield "takeover_obstacles", len(standby.word.obstacles), (standby.node,)
     now = config.mode if consul.paused is None else "paused"

@@ -399,6 +399,20 @@ def test_the_page_names_every_metric_and_no_other() -> None:
     assert rows == {family.full_name for family in FAMILIES.values()}
 
 
+def test_a_standby_on_hold_is_told(config: Config) -> None:
+    hold = {"by": "ann", "reason": "a new disk", "at": NOW}
+    standbys = [
+        standby("n2", 4.0, on_hold=hold),
+        standby("n3", 4.0, on_hold=None),
+        standby("n4", 4.0),  # an older agent's document
+    ]
+    told = samples.from_status(parsed(served(standbys=standbys)), config, NOW)
+    assert [(value, labels) for name, value, labels in told if name == "standby_on_hold"] == [
+        (1.0, ("n2",)),
+        (0.0, ("n3",)),
+    ]
+
+
 def test_what_standbys_find_in_their_way_is_counted_and_silence_is_no_zero(
     config: Config,
 ) -> None:

@@ -118,7 +118,7 @@ FAMILIES = by_name(
         ),
         Family(
             "standby_on_hold",
-            "1: `standfast standby hold` took the standby out of those that take over by themselves",
+            "1: the standby is on hold (`standfast standby hold`): it doesn't take over by itself",
             _STANDBY,
         ),
         Family(

@@ -101,7 +101,7 @@ def test_a_node_that_has_more_than_this_volume_does_not_go_on_serving_it_so() ->
     assert reason is Reason.STILL_IN_USE and "other volumes" in text
 
 
-def test_a_package_s_guard_would_refuse_the_plain_server() -> None:
+def test_the_guard_of_a_package_would_refuse_the_plain_server() -> None:
     with pytest.raises(UsageError, match="apt purge"):
         check(replace(PRIMARY, by_package=True), Ask(keep_serving=True))
 

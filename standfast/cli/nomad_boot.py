@@ -27,6 +27,7 @@ from standfast.nomad.gateway import NomadAgent
 from standfast.nomad.notes import Notes
 from standfast.nomad.ports import Node
 from standfast.system.clock import Deadline, monotonic, sleep
+from standfast.system.lines import number
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ def addresses(config: Config, consul: ConsulGateway) -> Iterator[str]:
     """Yields the addresses of Nomad's other agents, from Consul's catalog."""
     scheme = "https://" if config.nomad.address.startswith("https://") else ""
     _, _, port = config.nomad.address.rpartition(":")
-    wanted = int(port) if port.isdecimal() else PORT
+    wanted = number(port) or PORT
     for instance in consul.instances(SERVICE, consistent=False):
         if instance.node != config.node and instance.port == wanted:
             host = f"[{instance.address}]" if ":" in instance.address else instance.address

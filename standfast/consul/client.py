@@ -35,6 +35,7 @@ from standfast.errors import (
 )
 from standfast.system import environment
 from standfast.system.clock import Deadline, monotonic
+from standfast.system.lines import number
 
 T = TypeVar("T")
 # An address that gave no answer goes to the end of the row for this long: a hung local agent
@@ -320,7 +321,7 @@ def _check_read_headers(path: str, headers: HTTPMessage, said: str) -> None:
     leader = headers.get("X-Consul-KnownLeader")
     if path == TXN and leader is None:  # an index is not told there
         raise Failed(ConsulGarbled, f"no X-Consul-KnownLeader with {said}")
-    if path != TXN and not (headers.get("X-Consul-Index") or "").isdecimal():
+    if path != TXN and number(headers.get("X-Consul-Index") or "") is None:
         raise Failed(ConsulGarbled, f"no X-Consul-Index with {said}")
     if leader == "false":
         raise Failed(ConsulNoQuorum, "it answered without knowing a leader")

@@ -25,7 +25,7 @@ from standfast.replication.preflight import CLOCK_FIX, clock_was_set
 from standfast.replication.published import clock_set_ago
 from standfast.system.clock import Deadline, instant
 from standfast.system.files import read_foreign_text
-from standfast.system.lines import fields_of, lines_of
+from standfast.system.lines import fields_of, lines_of, number
 from standfast.system.run import run
 from standfast.text import duration
 
@@ -145,7 +145,7 @@ def restarting(states: str, restarts: str) -> Finding:
         shown = dict(line.split("=", 1) for line in lines_of(block) if "=" in line)
         count = shown.get("NRestarts", "")
         waits = shown.get("SubState", "").startswith("auto-restart")
-        if waits and count.isdecimal() and int(count) >= RESTARTS:
+        if waits and (number(count) or 0) >= RESTARTS:
             often.setdefault(shown["Id"], f"{shown['Id']} ({count} times since it was started)")
     if not often:
         return Finding("restarts", True, "none restarts again and again")

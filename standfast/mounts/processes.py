@@ -95,17 +95,17 @@ def _open(process: Path) -> Iterator[tuple[str, int | None, bool]]:
         numbers = [entry.name for entry in (process / "fd").iterdir()]
     except OSError:
         numbers = []  # it has ended, or isn't ours to look at
-    for number in numbers:
+    for open_as in numbers:
         try:
-            target = str((process / "fd" / number).readlink())
-            info = read_foreign_text(process / "fdinfo" / number)
+            target = str((process / "fd" / open_as).readlink())
+            info = read_foreign_text(process / "fdinfo" / open_as)
         except OSError:
             continue
         if target.startswith("/"):
             fields = fdinfo_of(info)
             flags, mount = fields.get("flags", "0"), fields.get("mnt_id", "")
             writes = int(flags, 8) & os.O_ACCMODE != os.O_RDONLY
-            yield target, int(mount) if mount.isdigit() else None, writes
+            yield target, number(mount), writes
     for link in ("cwd", "root"):
         try:
             yield str((process / link).readlink()), None, False

@@ -149,4 +149,4 @@ def _switches(config: Config, conf: NfsConf) -> Iterator[Obstacle]:
 
 
 def _is_zero(text: str) -> bool:
-    return text.isascii() and text.isdigit() and int(text) == 0
+    return text.isascii() and text.isdigit() and not text.strip("0")

@@ -24,6 +24,12 @@ def fields_of(line: str) -> Sequence[str]:
     return [field for field in re.split("[ \t]+", line) if field]
 
 
+def number(field: str) -> int | None:
+    """Returns a whole number in ASCII digits, 20 at most; None for anything else, of which `int`
+    takes some and refuses some (5,000 digits)."""
+    return int(field) if len(field) <= 20 and field.isascii() and field.isdigit() else None
+
+
 def unescaped(field: str) -> str:
     """Returns a field as it is meant: the kernel and exportfs write blanks, backslashes and the
     like as octal bytes there."""

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from standfast.system.lines import fields_of, lines_of, unescaped
+from standfast.system.lines import fields_of, lines_of, number, unescaped
 
 NFS_KINDS = ("nfs", "nfs4")
 
@@ -75,7 +75,7 @@ def parse_mountinfo(text: str) -> list[Mount]:
                 root=unescaped(parts[3]),
                 point=unescaped(parts[4]),
                 kind=after[0],
-                id=int(parts[0]) if parts[0].isdigit() else 0,
+                id=number(parts[0]) or 0,
                 source=unescaped(after[1]) if len(after) > 1 else "",
                 options=unescaped(after[2]) if len(after) > 2 else "",
                 flags=parts[5] if len(parts) > 5 else "",

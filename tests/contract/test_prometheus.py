@@ -78,6 +78,7 @@ def document(node: str, now: float) -> Mapping[str, Any]:
             {
                 "node": "c1",
                 "snapshot": str(SnapshotName.at("services", now - 42)),
+                "on_hold": None,
                 "word": {
                     "takes_over": primary,
                     "reason": str(Reason.TOO_OLD),

@@ -39,6 +39,7 @@ def standby(name: str, age_s: float | None, **changes: Any) -> dict[str, Any]:
         "epoch": 7,
         "candidate": True,
         "word": {"takes_over": True, "reason": "takeover", "sentence": None, "obstacles": []},
+        "on_hold": None,
         **changes,
     }
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import standfast
-from standfast.system.lines import fields_of, lines_of, unescaped
+from standfast.system.lines import fields_of, lines_of, number, unescaped
 
 SOURCES = sorted(Path(standfast.__file__).parent.rglob("*.py"))
 NO_ENDS = "\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
@@ -76,3 +76,14 @@ def test_octal_stands_for_bytes() -> None:
     assert unescaped(r"a\040b\134040") == r"a b\040"
     assert unescaped(r"caf\303\251 \351") == "café \udce9"
     assert unescaped(r"\777 \09") == r"\777 \09"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("0", 0), ("36", 36), ("9" * 20, int("9" * 20))),
+        *((text, None) for text in ("", "-1", "1 ", "1_0", "²", "٣", "9" * 21, "1" * 5000)),
+    ],
+)
+def test_a_number_is_a_few_digits_and_nothing_else(field: str, value: int | None) -> None:
+    assert number(field) == value

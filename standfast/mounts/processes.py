@@ -13,7 +13,7 @@ from pathlib import Path
 
 from standfast.clients.ports import Use
 from standfast.system.files import read_foreign_text
-from standfast.system.lines import lines_of
+from standfast.system.lines import lines_of, number
 
 PROC = Path("/proc")
 
